@@ -1,0 +1,9 @@
+//! What coupons are: the domain, its rules and all SQL.
+//!
+//! Nothing here knows of HTTP or of the worker runtime. Functions take an open `&mut PgConnection`
+//! and neither begin nor commit: transactions begin and end at the edge (a handler or a job's step).
+
+pub mod error;
+pub mod id;
+
+pub use error::{Code, Error, Refusal, Result};

@@ -26,7 +26,11 @@ pub enum Error {
 impl Error {
     /// A single fault in the field that `pointer` (RFC 6901) names.
     pub fn invalid(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
-        Self::Invalid(vec![FieldError { pointer: pointer.into(), code, detail: detail.into() }])
+        Self::Invalid(vec![FieldError {
+            pointer: pointer.into(),
+            code,
+            detail: detail.into(),
+        }])
     }
 
     /// The stable code of this error.
@@ -88,7 +92,11 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with its sentence.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), retry_after: None }
+        Self {
+            code,
+            detail: detail.into(),
+            retry_after: None,
+        }
     }
 
     /// The same, with the time after which asking again may help.
@@ -104,7 +112,10 @@ impl Refusal {
 
     /// The answer when the caller's role or scopes do not reach.
     pub fn forbidden() -> Self {
-        Self::new(Code::Forbidden, "Your role or the scopes of your API key do not allow this.")
+        Self::new(
+            Code::Forbidden,
+            "Your role or the scopes of your API key do not allow this.",
+        )
     }
 }
 
@@ -339,12 +350,14 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => true,
-            sqlx::Error::Database(database) => {
-                database.code().as_deref().is_some_and(is_retryable_sqlstate)
-            }
+            sqlx::Error::Database(database) => database.code().as_deref().is_some_and(is_retryable_sqlstate),
             _ => false,
         };
-        if retryable { Self::Retryable(error) } else { Self::Fault(error) }
+        if retryable {
+            Self::Retryable(error)
+        } else {
+            Self::Fault(error)
+        }
     }
 }
 

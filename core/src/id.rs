@@ -15,7 +15,9 @@ pub fn to_ulid_text(id: Uuid) -> String {
 
 /// Back from ULID text; `None` for anything else.
 pub fn from_ulid_text(text: &str) -> Option<Uuid> {
-    Ulid::from_string(text).ok().map(|ulid| Uuid::from_bytes(ulid.to_bytes()))
+    Ulid::from_string(text)
+        .ok()
+        .map(|ulid| Uuid::from_bytes(ulid.to_bytes()))
 }
 
 #[cfg(test)]

@@ -3,7 +3,11 @@
 //! Nothing here knows of HTTP or of the worker runtime. Functions take an open `&mut PgConnection`
 //! and neither begin nor commit: transactions begin and end at the edge (a handler or a job's step).
 
+pub mod caller;
+pub mod db;
 pub mod error;
 pub mod id;
+pub mod page;
+pub mod telemetry;
 
 pub use error::{Code, Error, Refusal, Result};

@@ -7,6 +7,7 @@ pub mod caller;
 pub mod db;
 pub mod error;
 pub mod id;
+pub mod job;
 pub mod page;
 pub mod telemetry;
 

@@ -1,0 +1,215 @@
+//! The ledger of jobs: what clients read, and what an owner can ask of a job.
+//!
+//! Invariant: a job that has ended never changes again, except by an explicit retry.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Job, Progress, State};
+use crate::{
+    caller::Caller,
+    error::{Code, Refusal, Result, StoreError},
+    id,
+    page::Page,
+};
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: Uuid,
+    kind: String,
+    state: String,
+    progress_done: i64,
+    progress_total: Option<i64>,
+    progress_unit: String,
+    counts: sqlx::types::Json<BTreeMap<String, i64>>,
+    result: Option<serde_json::Value>,
+    error_code: Option<String>,
+    error_detail: Option<String>,
+    attempts: i32,
+    book_id: Option<Uuid>,
+    created_by: Uuid,
+    created_at: DateTime<Utc>,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+    seconds: Option<f64>,
+}
+
+macro_rules! select_jobs {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, kind, state, progress_done, progress_total, progress_unit, counts, result, error_code, error_detail,
+                    attempts, book_id, created_by, created_at, started_at, finished_at,
+                    extract(epoch FROM coalesce(finished_at, clock_timestamp()) - started_at)::float8 AS seconds
+             FROM jobs ",
+            $rest
+        )
+    };
+}
+
+impl From<Row> for Job {
+    fn from(row: Row) -> Self {
+        let rate = row
+            .seconds
+            .filter(|seconds| *seconds > 0.0 && row.progress_done > 0)
+            .map(|seconds| row.progress_done as f64 / seconds);
+        let finished = row.finished_at.is_some();
+        let eta_seconds = match (row.progress_total, rate) {
+            (Some(total), Some(rate)) if !finished => Some(((total - row.progress_done).max(0)) as f64 / rate),
+            _ => None,
+        };
+        Self {
+            id: row.id,
+            has_errors: matches!(row.kind.as_str(), "import"),
+            kind: row.kind,
+            state: State::parse(&row.state).unwrap_or(State::Failed),
+            progress: Progress {
+                done: row.progress_done,
+                total: row.progress_total,
+                unit: row.progress_unit,
+                rate,
+                eta_seconds,
+            },
+            counts: row.counts.0,
+            result: row.result,
+            error: row.error_code.map(|code| (code, row.error_detail.unwrap_or_default())),
+            attempts: row.attempts,
+            book_id: row.book_id,
+            created_by: row.created_by,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            finished_at: row.finished_at,
+        }
+    }
+}
+
+/// A job as `caller` may see it: its own, or any for an administrator.
+///
+/// # Errors
+/// `not_found`.
+pub async fn find(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
+    let row: Option<Row> = sqlx::query_as(select_jobs!("WHERE id = $1 AND ($2 OR created_by = $3)"))
+        .bind(job_id)
+        .bind(caller.is_admin())
+        .bind(caller.id)
+        .fetch_optional(connection)
+        .await?;
+    row.map(Job::from).ok_or_else(|| Refusal::not_found().into())
+}
+
+/// What a list of jobs is narrowed to.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only this kind.
+    pub kind: Option<String>,
+    /// Only in this state.
+    pub state: Option<State>,
+    /// Only about this book.
+    pub book_id: Option<Uuid>,
+}
+
+/// The jobs that `caller` may see, newest first, behind `after`.
+///
+/// # Errors
+/// When the database fails.
+pub async fn list(
+    connection: &mut PgConnection,
+    caller: &Caller,
+    filter: &Filter,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Page<Job>> {
+    let rows: Vec<Row> = sqlx::query_as(select_jobs!(
+        "WHERE ($1 OR created_by = $2) AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR state = $4)
+           AND ($5::uuid IS NULL OR book_id = $5) AND ($6::uuid IS NULL OR id < $6)
+         ORDER BY id DESC LIMIT $7"
+    ))
+    .bind(caller.is_admin())
+    .bind(caller.id)
+    .bind(filter.kind.as_deref())
+    .bind(filter.state.map(State::as_str))
+    .bind(filter.book_id)
+    .bind(after)
+    .bind(limit + 1)
+    .fetch_all(connection)
+    .await?;
+    Ok(Page::cut(rows.into_iter().map(Job::from).collect(), limit))
+}
+
+/// One thing that a job could not do, as clients see it.
+#[derive(Debug, Clone)]
+pub struct ErrorLine {
+    /// Its place in the list.
+    pub seq: i64,
+    /// The line or item.
+    pub entry: serde_json::Value,
+}
+
+/// What a job could not do, in order, behind `after`.
+///
+/// # Errors
+/// `not_found`.
+pub async fn list_errors(
+    connection: &mut PgConnection,
+    caller: &Caller,
+    job_id: Uuid,
+    after: Option<i64>,
+    limit: i64,
+) -> Result<Page<ErrorLine>> {
+    find(connection, caller, job_id).await?;
+    let rows: Vec<(i64, serde_json::Value)> = sqlx::query_as(
+        "SELECT seq, entry FROM job_errors WHERE job_id = $1 AND seq > coalesce($2, -1) ORDER BY seq LIMIT $3",
+    )
+    .bind(job_id)
+    .bind(after)
+    .bind(limit + 1)
+    .fetch_all(connection)
+    .await?;
+    Ok(Page::cut(rows, limit).map(|(seq, entry)| ErrorLine { seq, entry }))
+}
+
+/// Asks a job to stop. One that no worker has yet is cancelled at once; another stops at its next step and keeps what
+/// it has committed.
+///
+/// # Errors
+/// `not_found`, `job_finished`.
+pub async fn cancel(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
+    let job = find(connection, caller, job_id).await?;
+    // The queue's row first, as workers do, and without waiting for one that is at work.
+    let dequeued = sqlx::query(
+        "DELETE FROM apalis.jobs WHERE id = (
+             SELECT q.id FROM apalis.jobs q JOIN jobs j ON j.id = $2
+             WHERE q.id = $1 AND j.started_at IS NULL FOR UPDATE OF q SKIP LOCKED)",
+    )
+    .bind(id::to_ulid_text(job.id))
+    .bind(job.id)
+    .execute(&mut *connection)
+    .await?
+    .rows_affected();
+    let sql = if dequeued > 0 {
+        "WITH freed AS (DELETE FROM code_job_slots WHERE job_id = $1)
+         UPDATE jobs SET state = 'cancelled', finished_at = clock_timestamp(), cancel_requested_at = now()
+         WHERE id = $1 AND finished_at IS NULL"
+    } else {
+        "UPDATE jobs SET state = 'cancelling', cancel_requested_at = coalesce(cancel_requested_at, now())
+         WHERE id = $1 AND finished_at IS NULL"
+    };
+    if sqlx::query(sql).bind(job.id).execute(&mut *connection).await?.rows_affected() == 0 {
+        return Err(Refusal::new(Code::JobFinished, "The job has ended already; there is nothing to cancel.").into());
+    }
+    find(connection, caller, job_id).await
+}
+
+/// Whether somebody asked the job to stop; a step asks this first.
+///
+/// # Errors
+/// When the database fails.
+pub async fn is_cancelled(connection: &mut PgConnection, job_id: Uuid) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT cancel_requested_at IS NOT NULL FROM jobs WHERE id = $1")
+        .bind(job_id)
+        .fetch_optional(connection)
+        .await?
+        .unwrap_or(false))
+}

@@ -1,0 +1,75 @@
+//! What a queue's row holds: a small struct of ids, tagged with what to do.
+//!
+//! Invariant: a payload that an older version wrote can be read by this one; fields are added with a default, never renamed.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Kind, Queue};
+use crate::caller::Actor;
+
+/// The task of one row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "task", rename_all = "snake_case")]
+pub enum Payload {
+    /// Give coupons to a user.
+    AssignCoupons(AssignCoupons),
+    /// Put the codes of an upload into a book; where it stands is in `imports`.
+    ImportCodes,
+    /// Turn lapsed locks back.
+    SweepLocks,
+    /// Forget what is kept only for a while.
+    SweepLeftovers,
+}
+
+impl Payload {
+    /// The queue whose workers run it.
+    pub fn queue(&self) -> Queue {
+        match self {
+            Self::AssignCoupons(_) => Queue::Assign,
+            Self::ImportCodes => Queue::Bulk,
+            Self::SweepLocks | Self::SweepLeftovers => Queue::System,
+        }
+    }
+
+    /// The kind that clients see; `None` for the service's own upkeep, which has no line in the ledger.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::AssignCoupons(_) => Some(Kind::Assign),
+            Self::ImportCodes => Some(Kind::Import),
+            Self::SweepLocks | Self::SweepLeftovers => None,
+        }
+    }
+}
+
+/// Coupons of one book for one user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignCoupons {
+    /// The book.
+    pub book_id: Uuid,
+    /// Who gets them.
+    pub user_id: Uuid,
+    /// Which.
+    pub wanted: Wanted,
+    /// Who asked.
+    pub actor: Actor,
+    /// Whether the asker is a plain user, to whom another's coupon looks like none.
+    #[serde(default)]
+    pub as_user: bool,
+    /// The request that asked.
+    #[serde(default)]
+    pub request_id: Option<String>,
+}
+
+/// Which coupons are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    /// So many, drawn at random, all or none.
+    Draw(u32),
+    /// The one with this key.
+    Code(String),
+}
+
+/// The most coupons that one assign may draw.
+pub const MAX_DRAW: u32 = 1_000;

@@ -1,0 +1,106 @@
+//! Waiting for jobs to end (`Prefer: wait`): all waiters of a process share one query per signal.
+//!
+//! Invariant: a waiter is told of an end at the latest a second after it, signals or not.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::sync::{Notify, oneshot};
+use uuid::Uuid;
+
+use super::signals::{Signal, Signals};
+use crate::db::Db;
+
+/// How long a lost signal can go unnoticed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The waiters of this process; clones share them.
+#[derive(Debug, Clone)]
+pub struct Waiters {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<HashMap<Uuid, Vec<oneshot::Sender<()>>>>,
+    arrived: Notify,
+}
+
+/// A place in the queue of waiters.
+#[derive(Debug)]
+pub struct Waiter {
+    ended: oneshot::Receiver<()>,
+}
+
+impl Waiter {
+    /// Waits for the job's end, at most `patience`; whether it ended is for the caller to read.
+    pub async fn ended(self, patience: Duration) {
+        let _ = tokio::time::timeout(patience, self.ended).await;
+    }
+}
+
+impl Waiters {
+    /// Starts the task that looks on behalf of all waiters.
+    pub fn start(db: Db, signals: &Signals) -> Self {
+        let shared = Arc::new(Shared::default());
+        tokio::spawn(look(Arc::downgrade(&shared), db, signals.watch(Signal::Done)));
+        Self { shared }
+    }
+
+    /// Takes a place *before* the job's state is read, so that its end cannot fall in between.
+    pub fn enter(&self, job_id: Uuid) -> Waiter {
+        let (tell, ended) = oneshot::channel();
+        if let Ok(mut waiting) = self.shared.waiting.lock() {
+            waiting.entry(job_id).or_default().push(tell);
+        }
+        self.shared.arrived.notify_one();
+        Waiter { ended }
+    }
+}
+
+async fn look(
+    shared: std::sync::Weak<Shared>,
+    db: Db,
+    mut done: tokio::sync::watch::Receiver<u64>,
+) {
+    loop {
+        let Some(strong) = shared.upgrade() else { return };
+        let ids: Vec<Uuid> = match strong.waiting.lock() {
+            Ok(mut waiting) => {
+                waiting.retain(|_, tells| {
+                    tells.retain(|tell| !tell.is_closed());
+                    !tells.is_empty()
+                });
+                waiting.keys().copied().collect()
+            }
+            Err(_) => return,
+        };
+        if ids.is_empty() {
+            // Nobody waits: sleep until somebody does, or look whether the process still wants us.
+            let _ = tokio::time::timeout(Duration::from_secs(5), strong.arrived.notified()).await;
+            continue;
+        }
+        done.mark_unchanged();
+        let ended = sqlx::query_scalar::<_, Uuid>(
+            "SELECT id FROM jobs WHERE id = ANY($1::uuid[]) AND finished_at IS NOT NULL",
+        )
+        .bind(&ids)
+        .fetch_all(db.pool())
+        .await;
+        match ended {
+            Ok(ended) => {
+                if let Ok(mut waiting) = strong.waiting.lock() {
+                    for tell in ended.iter().filter_map(|id| waiting.remove(id)).flatten() {
+                        let _ = tell.send(());
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "could not look for the ends of jobs"),
+        }
+        drop(strong);
+        let _ = tokio::time::timeout(LOOK_EVERY, done.changed()).await;
+    }
+}

@@ -53,7 +53,7 @@ COMMENT ON COLUMN books.metadata                    IS 'The owner''s own fields.
 
 CREATE TABLE draw_states (
     book_id    uuid    PRIMARY KEY REFERENCES books (id),
-    cursor     bigint  NOT NULL DEFAULT -1 CHECK (cursor >= -1),
+    cursor     bigint  NOT NULL DEFAULT 0 CHECK (cursor >= 0),
     arrivals   bigint  NOT NULL DEFAULT 0 CHECK (arrivals >= 0),
     epoch      integer NOT NULL DEFAULT 0 CHECK (epoch >= 0),
     seed       bytea   NOT NULL CHECK (length(seed) = 32),
@@ -61,7 +61,7 @@ CREATE TABLE draw_states (
 );
 COMMENT ON TABLE  draw_states            IS 'Where a book''s draw stands. Its row lock makes the draws of one book run one after another.';
 COMMENT ON COLUMN draw_states.book_id    IS 'The book.';
-COMMENT ON COLUMN draw_states.cursor     IS 'The draw key of the last coupon drawn in this epoch; every unassigned coupon lies above it.';
+COMMENT ON COLUMN draw_states.cursor     IS 'The draw key of the last coupon drawn in this epoch; every unassigned coupon lies at it (a tie) or above.';
 COMMENT ON COLUMN draw_states.arrivals   IS 'How many codes have arrived so far; numbers the next one.';
 COMMENT ON COLUMN draw_states.epoch      IS 'How often what was left has been keyed anew.';
 COMMENT ON COLUMN draw_states.seed       IS 'Secret: the order of draws follows from it. Revealed only once the book is archived.';

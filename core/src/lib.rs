@@ -3,7 +3,9 @@
 //! Nothing here knows of HTTP or of the worker runtime. Functions take an open `&mut PgConnection`
 //! and neither begin nor commit: transactions begin and end at the edge (a handler or a job's step).
 
+pub mod book;
 pub mod caller;
+pub mod coupon;
 pub mod db;
 pub mod error;
 pub mod id;

@@ -72,8 +72,11 @@ pub async fn claim(
             1,
         ),
     };
-    let rows: Vec<QueueRow> =
-        sqlx::query_as(sql).bind(queue.name()).bind(limit).fetch_all(&mut *connection).await?;
+    let rows: Vec<QueueRow> = sqlx::query_as(sql)
+        .bind(queue.name())
+        .bind(limit)
+        .fetch_all(&mut *connection)
+        .await?;
     let mut claimed = Vec::with_capacity(rows.len());
     for row in rows {
         match id::from_ulid_text(&row.id) {
@@ -84,8 +87,14 @@ pub async fn claim(
             }),
             None => {
                 // Nobody can be waiting for it: ids are made in one place, as ULIDs.
-                tracing::error!(queue = queue.name(), "a row of the queue has an id that is no ULID; it is dropped");
-                sqlx::query("DELETE FROM apalis.jobs WHERE id = $1").bind(row.id).execute(&mut *connection).await?;
+                tracing::error!(
+                    queue = queue.name(),
+                    "a row of the queue has an id that is no ULID; it is dropped"
+                );
+                sqlx::query("DELETE FROM apalis.jobs WHERE id = $1")
+                    .bind(row.id)
+                    .execute(&mut *connection)
+                    .await?;
             }
         }
     }
@@ -154,17 +163,30 @@ pub struct Finished {
 impl Finished {
     /// Done, with its result.
     pub fn succeeded(step: Step, result: serde_json::Value) -> Outcome {
-        Outcome::Finished(Self { state: State::Succeeded, step, result: Some(result), refusal: None })
+        Outcome::Finished(Self {
+            state: State::Succeeded,
+            step,
+            result: Some(result),
+            refusal: None,
+        })
     }
 
     /// The domain said no: a failed job with a stable code, never a retry.
     pub fn refused(refusal: Refusal) -> Outcome {
-        Outcome::Finished(Self { state: State::Failed, step: Step::default(), result: None, refusal: Some(refusal) })
+        Outcome::Finished(Self {
+            state: State::Failed,
+            step: Step::default(),
+            result: None,
+            refusal: Some(refusal),
+        })
     }
 
     /// Its payload cannot be read by this version.
     pub fn undecodable() -> Outcome {
-        Self::refused(Refusal::new(Code::PayloadUndecodable, "The job's payload cannot be read by this version."))
+        Self::refused(Refusal::new(
+            Code::PayloadUndecodable,
+            "The job's payload cannot be read by this version.",
+        ))
     }
 
     /// Tried too often.
@@ -217,8 +239,10 @@ impl Over {
         self.totals.push(finished.step.total);
         self.counts.push(counts_json(&finished.step.counts));
         self.results.push(finished.result);
-        self.codes.push(finished.refusal.as_ref().map(|refusal| refusal.code.as_str()));
-        self.details.push(finished.refusal.map(|refusal| refusal.detail.into_owned()));
+        self.codes
+            .push(finished.refusal.as_ref().map(|refusal| refusal.code.as_str()));
+        self.details
+            .push(finished.refusal.map(|refusal| refusal.detail.into_owned()));
     }
 
     async fn write(self, connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -304,7 +328,10 @@ impl GoingOn {
 }
 
 fn counts_json(counts: &BTreeMap<String, i64>) -> serde_json::Value {
-    counts.iter().map(|(name, count)| (name.clone(), serde_json::Value::from(*count))).collect()
+    counts
+        .iter()
+        .map(|(name, count)| (name.clone(), serde_json::Value::from(*count)))
+        .collect()
 }
 
 /// Charges an attempt to jobs whose run ended in trouble: each is due again after its delay, alone.

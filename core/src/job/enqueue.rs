@@ -45,7 +45,8 @@ pub async fn enqueue(connection: &mut PgConnection, jobs: &[NewJob<'_>]) -> Resu
     let mut rows = Ledger::default();
     for job in jobs {
         let kind = job.payload.kind().expect("a job that clients poll has a kind");
-        rows.created_by.push(job.actor.id.expect("a job that clients poll has an owner"));
+        rows.created_by
+            .push(job.actor.id.expect("a job that clients poll has an owner"));
         rows.created_by_kind.push(job.actor.kind.as_str());
         rows.book_id.push(job.book_id);
         rows.kind.push(kind.as_str());
@@ -69,7 +70,11 @@ pub async fn enqueue(connection: &mut PgConnection, jobs: &[NewJob<'_>]) -> Resu
     .bind(rows.payload)
     .execute(&mut *connection)
     .await?;
-    push(connection, ids.iter().copied().zip(jobs.iter().map(|job| job.payload))).await?;
+    push(
+        connection,
+        ids.iter().copied().zip(jobs.iter().map(|job| job.payload)),
+    )
+    .await?;
     Ok(ids)
 }
 
@@ -106,10 +111,12 @@ async fn push<'a>(
         }
     }
     for (queue, tasks) in by_queue {
-        queries::push_tasks(connection, queue, tasks).await.map_err(|error| match error {
-            apalis_postgres::Error::Database(error) => StoreError::from(error),
-            other => StoreError::Fault(sqlx::Error::Encode(other.to_string().into())),
-        })?;
+        queries::push_tasks(connection, queue, tasks)
+            .await
+            .map_err(|error| match error {
+                apalis_postgres::Error::Database(error) => StoreError::from(error),
+                other => StoreError::Fault(sqlx::Error::Encode(other.to_string().into())),
+            })?;
     }
     Ok(())
 }

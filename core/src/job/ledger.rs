@@ -57,7 +57,9 @@ impl From<Row> for Job {
             .map(|seconds| row.progress_done as f64 / seconds);
         let finished = row.finished_at.is_some();
         let eta_seconds = match (row.progress_total, rate) {
-            (Some(total), Some(rate)) if !finished => Some(((total - row.progress_done).max(0)) as f64 / rate),
+            (Some(total), Some(rate)) if !finished => {
+                Some(((total - row.progress_done).max(0)) as f64 / rate)
+            }
             _ => None,
         };
         Self {
@@ -74,7 +76,9 @@ impl From<Row> for Job {
             },
             counts: row.counts.0,
             result: row.result,
-            error: row.error_code.map(|code| (code, row.error_detail.unwrap_or_default())),
+            error: row
+                .error_code
+                .map(|code| (code, row.error_detail.unwrap_or_default())),
             attempts: row.attempts,
             book_id: row.book_id,
             created_by: row.created_by,
@@ -196,8 +200,18 @@ pub async fn cancel(connection: &mut PgConnection, caller: &Caller, job_id: Uuid
         "UPDATE jobs SET state = 'cancelling', cancel_requested_at = coalesce(cancel_requested_at, now())
          WHERE id = $1 AND finished_at IS NULL"
     };
-    if sqlx::query(sql).bind(job.id).execute(&mut *connection).await?.rows_affected() == 0 {
-        return Err(Refusal::new(Code::JobFinished, "The job has ended already; there is nothing to cancel.").into());
+    if sqlx::query(sql)
+        .bind(job.id)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected()
+        == 0
+    {
+        return Err(Refusal::new(
+            Code::JobFinished,
+            "The job has ended already; there is nothing to cancel.",
+        )
+        .into());
     }
     find(connection, caller, job_id).await
 }
@@ -207,9 +221,11 @@ pub async fn cancel(connection: &mut PgConnection, caller: &Caller, job_id: Uuid
 /// # Errors
 /// When the database fails.
 pub async fn is_cancelled(connection: &mut PgConnection, job_id: Uuid) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar("SELECT cancel_requested_at IS NOT NULL FROM jobs WHERE id = $1")
-        .bind(job_id)
-        .fetch_optional(connection)
-        .await?
-        .unwrap_or(false))
+    Ok(
+        sqlx::query_scalar("SELECT cancel_requested_at IS NOT NULL FROM jobs WHERE id = $1")
+            .bind(job_id)
+            .fetch_optional(connection)
+            .await?
+            .unwrap_or(false),
+    )
 }

@@ -129,7 +129,10 @@ impl State {
 
     /// Whether nothing more will happen.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Succeeded | Self::PartiallySucceeded | Self::Failed | Self::Cancelled)
+        matches!(
+            self,
+            Self::Succeeded | Self::PartiallySucceeded | Self::Failed | Self::Cancelled
+        )
     }
 }
 

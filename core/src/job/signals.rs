@@ -73,7 +73,9 @@ impl Signals {
     /// # Errors
     /// When `url` is not a PostgreSQL connection URL.
     pub fn start(url: &str) -> Result<Self, StoreError> {
-        let options = url.parse::<sqlx::postgres::PgConnectOptions>()?.application_name("couponbook-signals");
+        let options = url
+            .parse::<sqlx::postgres::PgConnectOptions>()?
+            .application_name("couponbook-signals");
         let pool = PgPoolOptions::new()
             .max_connections(2)
             .acquire_timeout(Duration::from_secs(3))
@@ -119,7 +121,8 @@ impl Shared {
     }
 
     fn bump(&self, signal: Signal) {
-        self.sender(signal).send_modify(|generation| *generation = generation.wrapping_add(1));
+        self.sender(signal)
+            .send_modify(|generation| *generation = generation.wrapping_add(1));
     }
 }
 
@@ -139,8 +142,10 @@ async fn ring(shared: std::sync::Weak<Shared>, pool: PgPool) {
         if channels.is_empty() {
             continue;
         }
-        let sent =
-            sqlx::query("SELECT pg_notify(c, '') FROM unnest($1::text[]) AS c").bind(channels).execute(&pool).await;
+        let sent = sqlx::query("SELECT pg_notify(c, '') FROM unnest($1::text[]) AS c")
+            .bind(channels)
+            .execute(&pool)
+            .await;
         if let Err(error) = sent {
             tracing::debug!(%error, "a signal was not sent; the others will look by themselves");
         }
@@ -169,7 +174,9 @@ async fn listen_once(shared: &std::sync::Weak<Shared>, pool: &PgPool) -> Result<
             Err(_) if shared.strong_count() == 0 => return Ok(()),
             Err(_) => {}
             Ok(Ok(Some(notification))) => {
-                let Some(shared) = shared.upgrade() else { return Ok(()) };
+                let Some(shared) = shared.upgrade() else {
+                    return Ok(());
+                };
                 for signal in Signal::ALL {
                     if signal.channel() == notification.channel() {
                         shared.bump(signal);

@@ -61,11 +61,7 @@ impl Waiters {
     }
 }
 
-async fn look(
-    shared: std::sync::Weak<Shared>,
-    db: Db,
-    mut done: tokio::sync::watch::Receiver<u64>,
-) {
+async fn look(shared: std::sync::Weak<Shared>, db: Db, mut done: tokio::sync::watch::Receiver<u64>) {
     loop {
         let Some(strong) = shared.upgrade() else { return };
         let ids: Vec<Uuid> = match strong.waiting.lock() {

@@ -1,0 +1,199 @@
+//! The draw: every unassigned coupon is equally likely to come next, and the whole order follows from a secret seed.
+//!
+//! Each coupon lies at a key of 63 bits; draws take the smallest keys at or above a cursor and move the cursor to the
+//! last one taken. A code that arrives late or comes back is laid uniformly between the cursor and 2⁶³, which keeps the
+//! chances equal: given the cursor, the keys of all unassigned coupons are independent and uniform above it.
+//! Invariant: no unassigned coupon lies below the cursor. Keys are given and the cursor is moved under the row lock of
+//! `draw_states`, so draws of one book run one after another, and nothing above the cursor means the book is exhausted.
+//!
+//! The key is HMAC-SHA-256 (RFC 2104) of epoch, arrival number and code key under the seed: whoever is given the seed
+//! can recompute the order. SHA-256 of the seed is shown from the start.
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::error::{Refusal, Result};
+
+/// One more than the largest key.
+const KEY_END: u128 = 1 << 63;
+
+/// When fewer keys than this are left above the cursor, what is left of the book is keyed anew: late codes need room to
+/// be told apart. 2⁴³ leaves 2²⁰ chances in 2⁶³ of ever getting there before nearly everything is drawn.
+const CROWDED_BELOW: u128 = 1 << 43;
+
+/// Where a book's draw stands, locked.
+#[derive(Clone, sqlx::FromRow)]
+pub struct DrawState {
+    book_id: Uuid,
+    epoch: i32,
+    cursor: i64,
+    arrivals: i64,
+    seed: Vec<u8>,
+}
+
+impl std::fmt::Debug for DrawState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DrawState")
+            .field("book_id", &self.book_id)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A new book's seed and its commitment.
+pub(crate) fn new_seed() -> ([u8; 32], [u8; 32]) {
+    let seed: [u8; 32] = rand::random();
+    (seed, Sha256::digest(seed).into())
+}
+
+impl DrawState {
+    /// Locks a book's draw until the transaction ends, keying the rest anew first if it has become crowded.
+    ///
+    /// # Errors
+    /// `not_found` when there is no such book.
+    pub async fn lock(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
+        let state: Option<Self> = sqlx::query_as(
+            "SELECT book_id, epoch, cursor, arrivals, seed FROM draw_states WHERE book_id = $1 FOR UPDATE",
+        )
+        .bind(book_id)
+        .fetch_optional(&mut *connection)
+        .await?;
+        let mut state = state.ok_or_else(Refusal::not_found)?;
+        if state.span() < CROWDED_BELOW {
+            state.begin_epoch(connection).await?;
+        }
+        Ok(state)
+    }
+
+    /// Where the next draw begins.
+    pub fn cursor(&self) -> i64 {
+        self.cursor
+    }
+
+    /// How often the rest has been keyed anew.
+    pub fn epoch(&self) -> i32 {
+        self.epoch
+    }
+
+    /// How many codes have arrived so far.
+    pub fn arrivals(&self) -> i64 {
+        self.arrivals
+    }
+
+    /// Lays the next arriving code somewhere at or above the cursor and counts it.
+    pub fn lay(&mut self, code_key: &str) -> i64 {
+        let key = self.key(self.arrivals, code_key);
+        self.arrivals += 1;
+        key
+    }
+
+    /// Moves the cursor to the last key drawn.
+    pub fn advance(&mut self, last_drawn: i64) {
+        self.cursor = self.cursor.max(last_drawn);
+    }
+
+    /// Writes the state back.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn save(&self, connection: &mut PgConnection) -> Result<()> {
+        sqlx::query("UPDATE draw_states SET epoch = $2, cursor = $3, arrivals = $4 WHERE book_id = $1")
+            .bind(self.book_id)
+            .bind(self.epoch)
+            .bind(self.cursor)
+            .bind(self.arrivals)
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+
+    fn span(&self) -> u128 {
+        KEY_END - u128::try_from(self.cursor).unwrap_or(0)
+    }
+
+    fn key(&self, arrival: i64, code_key: &str) -> i64 {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.seed).expect("HMAC takes a key of any length");
+        mac.update(&self.epoch.to_be_bytes());
+        mac.update(&arrival.to_be_bytes());
+        mac.update(code_key.as_bytes());
+        let digest = mac.finalize().into_bytes();
+        let mut head = [0u8; 8];
+        head.copy_from_slice(&digest[..8]);
+        let uniform = u128::from(u64::from_be_bytes(head) >> 1); // 63 bits
+        let key = u128::try_from(self.cursor).unwrap_or(0) + ((uniform * self.span()) >> 63);
+        i64::try_from(key).expect("a key has 63 bits")
+    }
+
+    /// Keys what is left anew over the whole range, in the order in which it would have been drawn.
+    async fn begin_epoch(&mut self, connection: &mut PgConnection) -> Result<()> {
+        let left: Vec<String> = sqlx::query_scalar(
+            "SELECT code_key FROM coupons WHERE book_id = $1 AND state = 'unassigned' AND draw_key >= $2 ORDER BY draw_key, code_key",
+        )
+        .bind(self.book_id)
+        .bind(self.cursor)
+        .fetch_all(&mut *connection)
+        .await?;
+        self.epoch += 1;
+        self.cursor = 0;
+        let keys: Vec<i64> = left
+            .iter()
+            .zip(0..)
+            .map(|(code_key, place): (&String, i64)| self.key(place, code_key))
+            .collect();
+        sqlx::query(
+            "UPDATE coupons c SET draw_key = n.draw_key FROM unnest($2::text[], $3::bigint[]) AS n (code_key, draw_key)
+             WHERE c.book_id = $1 AND c.code_key = n.code_key AND c.state = 'unassigned'",
+        )
+        .bind(self.book_id)
+        .bind(&left)
+        .bind(&keys)
+        .execute(&mut *connection)
+        .await?;
+        self.save(connection).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(cursor: i64) -> DrawState {
+        DrawState {
+            book_id: Uuid::nil(),
+            epoch: 0,
+            cursor,
+            arrivals: 0,
+            seed: vec![7; 32],
+        }
+    }
+
+    #[test]
+    fn keys_lie_at_or_above_the_cursor_and_fill_the_range() {
+        for cursor in [0, 1, 1 << 40, i64::MAX - (1 << 44), i64::MAX - 1, i64::MAX] {
+            let state = state(cursor);
+            let keys: Vec<i64> = (0..200).map(|arrival| state.key(arrival, "CODE")).collect();
+            assert!(keys.iter().all(|key| *key >= cursor));
+            let above = keys
+                .iter()
+                .filter(|key| **key - cursor > (i64::MAX - cursor) / 2)
+                .count();
+            assert!(
+                cursor > i64::MAX - 2 || (60..140).contains(&above),
+                "{above} of 200 in the upper half"
+            );
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_code_never_changes_its_formula() {
+        // Verifiers outside this repository recompute it.
+        let mut mac = Hmac::<Sha256>::new_from_slice(&[7; 32]).unwrap();
+        mac.update(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
+        mac.update(b"CODE");
+        let digest = mac.finalize().into_bytes();
+        let expected = u64::from_be_bytes(digest[..8].try_into().unwrap()) >> 1;
+        assert_eq!(state(0).key(5, "CODE"), i64::try_from(expected).unwrap());
+    }
+}

@@ -1,0 +1,109 @@
+//! From a code that somebody typed to the coupon it means, among those that exist for them.
+//!
+//! Invariant: somebody else's coupon and no coupon give the same answer.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Behalf, CouponId, code::Code as CouponCode};
+use crate::error::{Code, Refusal, Result};
+
+/// Finds the one coupon that `code` means for `behalf`, in `book_id` if it is given.
+///
+/// Holders are found through what they hold. For others each book that is not archived is probed by its primary key,
+/// so there is no index that spans books.
+///
+/// # Errors
+/// `not_found`, `code_ambiguous`.
+pub async fn locate(
+    connection: &mut PgConnection,
+    behalf: Behalf,
+    code: &CouponCode,
+    book_id: Option<Uuid>,
+) -> Result<CouponId> {
+    let (exact, folded) = (code.key(true), code.key(false));
+    let rows: Vec<(Uuid, String)> = match (behalf, book_id) {
+        (_, Some(book_id)) => {
+            sqlx::query_as(
+                "SELECT c.book_id, c.code_key FROM books b
+                 JOIN coupons c ON c.book_id = b.id AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
+                 WHERE b.id = $1 AND ($4::uuid IS NULL OR c.assigned_user_id = $4)",
+            )
+            .bind(book_id)
+            .bind(exact)
+            .bind(folded)
+            .bind(behalf.holder())
+            .fetch_all(connection)
+            .await?
+        }
+        (Behalf::Holder(user_id), None) => {
+            sqlx::query_as(
+                "SELECT c.book_id, c.code_key FROM coupons c JOIN books b ON b.id = c.book_id
+                 WHERE c.assigned_user_id = $1 AND c.code_key IN ($2, $3)
+                   AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
+                 LIMIT 2",
+            )
+            .bind(user_id)
+            .bind(exact)
+            .bind(folded)
+            .fetch_all(connection)
+            .await?
+        }
+        (Behalf::Anybody, None) => {
+            sqlx::query_as(
+                "SELECT c.book_id, c.code_key FROM books b
+                 CROSS JOIN LATERAL (
+                     SELECT book_id, code_key FROM coupons
+                     WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN $1 ELSE $2 END
+                     LIMIT 1) c
+                 WHERE b.status <> 'archived' LIMIT 2",
+            )
+            .bind(exact)
+            .bind(folded)
+            .fetch_all(connection)
+            .await?
+        }
+    };
+    only(rows)
+}
+
+/// The same for giving a code away: a plain user finds only what is open to self-service.
+///
+/// # Errors
+/// `not_found`, `code_ambiguous`.
+pub async fn locate_for_assignment(
+    connection: &mut PgConnection,
+    as_user: bool,
+    code: &CouponCode,
+    book_id: Option<Uuid>,
+) -> Result<CouponId> {
+    let rows: Vec<(Uuid, String)> = sqlx::query_as(
+        "SELECT c.book_id, c.code_key FROM books b
+         CROSS JOIN LATERAL (
+             SELECT book_id, code_key FROM coupons
+             WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN $1 ELSE $2 END
+             LIMIT 1) c
+         WHERE CASE WHEN $3::uuid IS NULL THEN b.status <> 'archived' ELSE b.id = $3 END
+           AND (NOT $4 OR b.self_service) LIMIT 2",
+    )
+    .bind(code.key(true))
+    .bind(code.key(false))
+    .bind(book_id)
+    .bind(as_user)
+    .fetch_all(connection)
+    .await?;
+    only(rows)
+}
+
+fn only(rows: Vec<(Uuid, String)>) -> Result<CouponId> {
+    let mut rows = rows.into_iter();
+    match (rows.next(), rows.next()) {
+        (None, _) => Err(Refusal::not_found().into()),
+        (Some((book_id, code_key)), None) => Ok(CouponId { book_id, code_key }),
+        (Some(_), Some(_)) => Err(Refusal::new(
+            Code::CodeAmbiguous,
+            "More than one book holds this code; say which with book_id.",
+        )
+        .into()),
+    }
+}

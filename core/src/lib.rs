@@ -10,7 +10,9 @@ pub mod db;
 pub mod error;
 pub mod id;
 pub mod job;
+pub mod leftovers;
 pub mod page;
+pub mod schedule;
 pub mod telemetry;
 
 pub use error::{Code, Error, Refusal, Result};

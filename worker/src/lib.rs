@@ -1,1 +1,96 @@
-//! Placeholder of the skeleton.
+//! The workers: they claim due jobs, run them in locked transactions, and tidy up by schedule.
+//!
+//! Invariant: effect, result and acknowledgement of a job are one commit. A worker that dies at any point has done all
+//! or nothing, and what it had is due again at once.
+
+mod jobs;
+mod queue;
+mod schedules;
+mod verdict;
+
+use std::{sync::Arc, time::Duration};
+
+use coupon_core::{
+    db::{Db, Role},
+    error::StoreError,
+    job::{Queue, signals::Signals},
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+use queue::Runner;
+
+/// How many batches of a queue run at once in one process, and how many rows a batch takes.
+///
+/// Assigns come in batches of hundreds because one book's draws run one after another: the batch is what makes it fast.
+/// Two at once overlap the claim of the next with the commit of the last. A bulk step is one job's.
+fn shape(queue: Queue) -> (usize, i64) {
+    match queue {
+        Queue::Assign => (2, 500),
+        Queue::Bulk => (2, 1),
+        Queue::System => (1, 1),
+    }
+}
+
+/// The workers of one process.
+#[derive(Debug)]
+pub struct Workers {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    db: Db,
+    marks: Db,
+}
+
+impl Workers {
+    /// Starts workers for `queues`, and the clock of the sweeps if the system queue is among them.
+    ///
+    /// # Errors
+    /// When `url` is not a PostgreSQL connection URL.
+    pub fn start(url: &str, queues: &[Queue], signals: &Signals) -> Result<Self, StoreError> {
+        let batches: usize = queues.iter().map(|queue| shape(*queue).0).sum();
+        // A batch holds one connection from its claim to its commit; two more serve claims under way.
+        let size = u32::try_from(batches + queues.len()).unwrap_or(16).max(2);
+        let db = Db::connect(url, Role::Worker, size)?;
+        // Marks commit apart from the batches, on connections that no batch can use up.
+        let marks = Db::connect(url, Role::Worker, 2)?;
+        let runner = Arc::new(Runner::new(db.clone(), marks.clone(), signals.clone()));
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks = Vec::new();
+        for queue in queues {
+            let (concurrency, batch) = shape(*queue);
+            tasks.push(queue::work(
+                Arc::clone(&runner),
+                *queue,
+                concurrency,
+                batch,
+                stopping.clone(),
+            ));
+        }
+        if queues.contains(&Queue::System) {
+            tasks.extend(schedules::start(&db, signals, &stopping));
+        }
+        Ok(Self {
+            stop,
+            tasks,
+            db,
+            marks,
+        })
+    }
+
+    /// Stops claiming and waits until what is at work has ended, at most `patience`; what has not ended by then is
+    /// rolled back and due again.
+    pub async fn drain(mut self, patience: Duration) {
+        let _ = self.stop.send(true);
+        let deadline = tokio::time::Instant::now() + patience;
+        for task in &mut self.tasks {
+            if tokio::time::timeout_at(deadline, &mut *task).await.is_err() {
+                tracing::warn!("a worker did not end in time; its jobs are due again");
+                task.abort();
+            }
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(2), async {
+            self.db.close().await;
+            self.marks.close().await;
+        })
+        .await;
+    }
+}

@@ -104,7 +104,7 @@ async fn spend(
     metadata: &serde_json::Value,
     origin: Origin<'_>,
 ) -> Result<Option<Redemption>> {
-    Ok(sqlx::query_as(concat!(
+    Ok(sqlx::query_as(
         "WITH target AS (
              SELECT c.book_id, c.code_key, c.assigned_user_id, c.state, c.locked_until, c.redemptions_used,
                     b.max_redemptions_per_user
@@ -152,8 +152,8 @@ async fn spend(
              FROM spent s)
          SELECT r.id, r.kind, r.reverses_id, r.book_id, coalesce(r.code, r.code_key) AS code, r.user_id, r.redeemed_at,
                 r.redeemed_by, r.metadata, NULL::timestamptz AS rolled_back_at
-         FROM r"
-    ))
+         FROM r",
+    )
     .bind(coupon.book_id)
     .bind(&coupon.code_key)
     .bind(behalf.holder())

@@ -123,6 +123,18 @@ pub async fn mark(pool: &PgPool, ids: &[Uuid]) -> Result<HashSet<Uuid>, StoreErr
     Ok(crashed)
 }
 
+/// Takes the notes of [`mark`] back after a run that ended in trouble without a crash.
+///
+/// # Errors
+/// When the database fails.
+pub async fn unmark(pool: &PgPool, ids: &[Uuid]) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM job_marks WHERE job_id = ANY($1::uuid[])")
+        .bind(ids)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
 /// How a run of a job ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {

@@ -1,0 +1,52 @@
+//! One file per kind of job; this one sends each row of a batch to its own.
+//!
+//! To add a kind: a variant of `Payload`, a file here, an arm in [`run`].
+
+mod assign;
+mod sweeps;
+
+use coupon_core::{
+    Error,
+    job::{
+        claim::{Claimed, Finished, Outcome},
+        payload::{AssignCoupons, Payload},
+    },
+};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::verdict::{Verdict, verdict};
+
+/// Runs the rows of a batch in the caller's transaction; gives an outcome for each.
+///
+/// # Errors
+/// Trouble that concerns the whole batch: it is rolled back.
+pub(crate) async fn run(
+    connection: &mut PgConnection,
+    rows: Vec<Claimed>,
+) -> Result<Vec<(Uuid, Outcome)>, Error> {
+    let mut outcomes = Vec::with_capacity(rows.len());
+    let mut assigns: Vec<(Uuid, AssignCoupons)> = Vec::new();
+    for row in rows {
+        let step = match row.payload {
+            None => Ok(Finished::undecodable()),
+            Some(Payload::AssignCoupons(request)) => {
+                assigns.push((row.id, request));
+                continue;
+            }
+            Some(Payload::ImportCodes) => Ok(Finished::undecodable()),
+            Some(Payload::SweepLocks) => sweeps::locks(connection).await,
+            Some(Payload::SweepLeftovers) => sweeps::leftovers(connection).await,
+        };
+        let outcome = match step {
+            Ok(outcome) => outcome,
+            Err(error) => match verdict(error) {
+                Verdict::Fail(outcome) => outcome,
+                Verdict::TryAgain(error) => return Err(error),
+            },
+        };
+        outcomes.push((row.id, outcome));
+    }
+    outcomes.extend(assign::run(connection, assigns).await?);
+    Ok(outcomes)
+}

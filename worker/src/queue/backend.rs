@@ -1,0 +1,245 @@
+//! The batch backend: an apalis backend whose task is a batch of due rows together with the open transaction that
+//! locks them.
+//!
+//! Invariant: rows leave the backend only inside the transaction that holds their locks, so whatever becomes of the
+//! task, the rows are settled by its commit or due again by its rollback. The backend never ends by an error; it waits
+//! and claims again, and ends only when it is told to stop.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    sync::atomic::{AtomicU32, Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use apalis_core::{
+    backend::{Backend, BackendConfig, finalize::Ephemeral},
+    layers::Identity,
+    task::{Task, task_id::TaskId},
+    worker::context::WorkerContext,
+};
+use coupon_core::{
+    db::{Db, Tx},
+    error::StoreError,
+    job::{
+        Queue,
+        claim::{self, Claimed, Lane},
+        signals::Signal,
+    },
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::Runner;
+
+/// However the signals fare, the queue is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The first and the longest wait after trouble.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Due rows and the transaction that locks them.
+pub(crate) struct Batch {
+    /// `None` once it has been taken to be settled.
+    pub(super) tx: Option<Tx>,
+    /// The rows, oldest first.
+    pub(super) rows: Vec<Claimed>,
+    trouble: Trouble,
+    settled: bool,
+}
+
+impl Batch {
+    /// Says that the batch came to a good end; one that is dropped before counts as trouble.
+    pub(super) fn settled(&mut self) {
+        self.settled = true;
+        self.trouble.clear();
+    }
+
+    /// How many batches of this queue came to a bad end in a row.
+    pub(super) fn trouble(&self) -> u32 {
+        self.trouble.count()
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.trouble.add();
+        }
+    }
+}
+
+/// Batches that came to a bad end in a row: the next claim waits the longer, so that a failing batch does not spin.
+#[derive(Debug, Clone, Default)]
+struct Trouble(Arc<AtomicU32>);
+
+impl Trouble {
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// An exponential wait with jitter: between half of and the whole of `first · 2ⁿ`, at most `longest`.
+pub(super) fn backoff((first, longest): (Duration, Duration), n: u32) -> Duration {
+    let full = first
+        .saturating_mul(1u32.checked_shl(n.min(16)).unwrap_or(u32::MAX))
+        .min(longest);
+    full.mul_f64(rand::random_range(0.5..=1.0))
+}
+
+enum Phase {
+    Start,
+    Claiming(JoinHandle<Result<Option<(Tx, Vec<Claimed>)>, StoreError>>),
+    Waiting(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Ended,
+}
+
+/// The backend of one queue.
+pub(super) struct BatchBackend {
+    db: Db,
+    queue: Queue,
+    limit: i64,
+    wake: watch::Receiver<u64>,
+    stopping: watch::Receiver<bool>,
+    trouble: Trouble,
+    charged_first: bool,
+    phase: Phase,
+}
+
+impl BatchBackend {
+    pub(super) fn new(runner: &Runner, queue: Queue, limit: i64, stopping: watch::Receiver<bool>) -> Self {
+        Self {
+            db: runner.db().clone(),
+            queue,
+            limit,
+            wake: runner.signals().watch(Signal::Due),
+            stopping,
+            trouble: Trouble::default(),
+            charged_first: false,
+            phase: Phase::Start,
+        }
+    }
+
+    fn claim(&mut self) -> JoinHandle<Result<Option<(Tx, Vec<Claimed>)>, StoreError>> {
+        // Seen before the claim: what is rung while it runs starts the next one at once.
+        self.wake.mark_unchanged();
+        // Rows that were in trouble and fresh ones take turns, so that neither starves the other.
+        self.charged_first = !self.charged_first;
+        let lanes = if self.charged_first {
+            [Lane::Charged, Lane::Fresh]
+        } else {
+            [Lane::Fresh, Lane::Charged]
+        };
+        let (db, queue, limit) = (self.db.clone(), self.queue, self.limit);
+        // In a task of its own: it runs to its end whenever the worker polls.
+        tokio::spawn(async move {
+            let mut tx = db.begin().await?;
+            for lane in lanes {
+                let rows = claim::claim(&mut tx, queue, lane, limit).await?;
+                if !rows.is_empty() {
+                    return Ok(Some((tx, rows)));
+                }
+            }
+            // A row with an unreadable id may have been dropped.
+            coupon_core::db::commit(tx).await?;
+            Ok(None)
+        })
+    }
+
+    fn wait(&self, at_most: Duration, for_signal: bool) -> Phase {
+        let (mut wake, mut stopping) = (self.wake.clone(), self.stopping.clone());
+        Phase::Waiting(Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep(at_most) => {}
+                _ = wake.changed(), if for_signal => {}
+                _ = stopping.wait_for(|stop| *stop) => {}
+            }
+        }))
+    }
+}
+
+impl Backend for BatchBackend {
+    type Task = Task<Batch>;
+    type Error = StoreError;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        _: &WorkerContext,
+    ) -> Poll<Option<Result<Self::Task, Self::Error>>> {
+        loop {
+            match &mut self.phase {
+                Phase::Start if *self.stopping.borrow() => self.phase = Phase::Ended,
+                Phase::Start => self.phase = Phase::Claiming(self.claim()),
+                Phase::Claiming(claiming) => {
+                    let claimed = ready!(Pin::new(claiming).poll(cx));
+                    self.phase = match claimed {
+                        Ok(Ok(Some((tx, rows)))) => {
+                            self.phase = match self.trouble.count() {
+                                0 => Phase::Start,
+                                n => self.wait(backoff(BACKOFF, n), false),
+                            };
+                            let batch = Batch {
+                                tx: Some(tx),
+                                rows,
+                                trouble: self.trouble.clone(),
+                                settled: false,
+                            };
+                            return Poll::Ready(Some(Ok(Task::new(batch))));
+                        }
+                        Ok(Ok(None)) => self.wait(LOOK_EVERY, true),
+                        Ok(Err(error)) => {
+                            self.trouble.add();
+                            tracing::warn!(queue = self.queue.name(), %error, "claiming failed; trying again");
+                            self.wait(backoff(BACKOFF, self.trouble.count()), false)
+                        }
+                        Err(_) => self.wait(BACKOFF.1, false),
+                    };
+                }
+                Phase::Waiting(waiting) => {
+                    ready!(waiting.as_mut().poll(cx));
+                    self.phase = Phase::Start;
+                }
+                Phase::Ended => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Self::Error>> {
+        if let Phase::Claiming(claiming) = &mut self.phase {
+            // Driven to its end, then dropped: the rollback gives the rows back.
+            let _ = ready!(Pin::new(claiming).poll(cx));
+        }
+        self.phase = Phase::Ended;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl BackendConfig for BatchBackend {
+    type Args = Batch;
+    type Id = TaskId;
+    type Kind = Ephemeral;
+    type Config = ();
+    type Layer = Identity;
+
+    fn config(&self) -> &Self::Config {
+        &()
+    }
+
+    fn middleware(&mut self, _: &mut WorkerContext) -> Self::Layer {
+        Identity::new()
+    }
+}

@@ -77,10 +77,11 @@ impl TestDatabase {
             .await
             .map_err(|error| error.to_string())?
         {
-            make_template(&mut admin, &admin_url, template, migrate).await?;
+            make_template(&mut admin, server, template, migrate).await?;
         }
         let name = unused_name();
-        execute(&mut admin, format!("CREATE DATABASE {name} TEMPLATE {template}"))
+        let create = format!("CREATE DATABASE {name} TEMPLATE {template} {}", server.strategy());
+        execute(&mut admin, create)
             .await
             .map_err(|error| error.to_string())?;
         let _ = admin.close().await;
@@ -124,7 +125,7 @@ async fn is_template(admin: &mut PgConnection, name: &str) -> sqlx::Result<bool>
 
 async fn make_template<F, Fut, E>(
     admin: &mut PgConnection,
-    admin_url: &str,
+    server: &Server,
     template: &str,
     migrate: F,
 ) -> Result<(), String>
@@ -142,10 +143,10 @@ where
         execute(admin, format!("DROP DATABASE IF EXISTS {template} WITH (FORCE)"))
             .await
             .map_err(text)?;
-        execute(admin, format!("CREATE DATABASE {template}"))
+        execute(admin, format!("CREATE DATABASE {template} {}", server.strategy()))
             .await
             .map_err(text)?;
-        let migrated = migrate(with_database(admin_url, template)).await;
+        let migrated = migrate(with_database(server.admin_url(), template)).await;
         migrated.map_err(|error| format!("the migrations of {template} fail: {error}"))?;
         // A template with a connection in it cannot be copied; a pool may still be closing its own.
         let alone = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1";

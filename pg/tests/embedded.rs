@@ -202,8 +202,9 @@ async fn a_pid_file_whose_process_is_now_another_one_is_survived() {
         data_dir.display()
     );
     fs::write(data_dir.join("postmaster.pid"), stale).expect("written");
-    let socket_lock = dir.path().join("postgres.socket/.s.PGSQL.5432.lock");
-    fs::write(socket_lock, format!("{alive}\n")).expect("written");
+    let socket = dir.path().join("postgres.socket");
+    fs::create_dir(&socket).expect("made");
+    fs::write(socket.join(".s.PGSQL.5432.lock"), format!("{alive}\n")).expect("written");
     start(dir.path()).await.stop().await;
 }
 

@@ -1,10 +1,15 @@
 //! The databases of tests, on a real server.
 
 use std::convert::Infallible;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use coupon_pg::testing::TestDatabase;
 use sqlx::postgres::PgConnectOptions;
@@ -122,4 +127,34 @@ async fn a_migration_may_leave_its_connection_open() {
     };
     let database = TestDatabase::create(&fresh("open"), migrate).await;
     connect(database.url()).await.expect("a connection");
+}
+
+/// Run as another user, who has a shared server of their own: nobody else's tests keep it.
+#[tokio::test]
+async fn the_shared_server_leaves_after_its_last_user() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("opened");
+    let copy = dir.path().join("tests"); // the build directory may be closed to other users
+    fs::copy(std::env::current_exe().expect("this program"), &copy).expect("copied");
+    let status = Command::new("runuser")
+        .env_remove("COUPONBOOK_TEST_DATABASE_URL")
+        .args(["-u", "nobody", "--"])
+        .arg(copy)
+        .args(["--exact", "every_test_has_a_database_of_its_own"])
+        .stdout(Stdio::null())
+        .status()
+        .expect("runuser runs");
+    assert!(status.success(), "tests run for an ordinary user");
+
+    let server = fs::read_to_string("/tmp/couponbook-test-65534/usable").expect("it was started");
+    let server = PathBuf::from(format!("/proc/{}", server.trim()));
+    assert!(server.exists(), "it outlives the process that started it");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while server.exists() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!server.exists(), "it leaves by itself");
 }

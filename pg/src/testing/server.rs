@@ -75,6 +75,16 @@ impl Server {
         }
     }
 
+    /// Copying files takes a third of the time of copying through the WAL (35 ms, 120 ms for 60 tables), but
+    /// begins with a checkpoint, which is cheap only where nothing is synced.
+    pub(super) fn strategy(&self) -> &'static str {
+        if self.users.is_some() {
+            "STRATEGY FILE_COPY"
+        } else {
+            ""
+        }
+    }
+
     async fn shared() -> Result<Self, StartError> {
         let home = home()?;
         let start = open(&home.join("start.lock"))?;

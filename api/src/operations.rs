@@ -187,7 +187,9 @@ impl Operation {
 fn typed(schema: &Schema, text: &str) -> Value {
     let read = match schema.ty() {
         // Only JSON's own spelling: `+5`, `05` and `1e2` are no integers here.
-        "integer" | "number" => serde_json::from_str(text).ok().filter(Value::is_number),
+        "integer" | "number" if text.trim() == text => {
+            serde_json::from_str(text).ok().filter(Value::is_number)
+        }
         "boolean" => text.parse().ok().map(Value::Bool),
         _ => None,
     };

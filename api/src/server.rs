@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, task::AtomicWaker};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use poem::{
@@ -81,6 +81,8 @@ pub(crate) struct Connection {
     pub(crate) running: AtomicUsize,
     /// Whether any byte has come.
     pub(crate) begun: AtomicBool,
+    /// The stream, if it should look again once nothing is running: its deadline for the next request begins then.
+    pub(crate) idle: AtomicWaker,
 }
 
 /// A bound listener, not yet serving.
@@ -235,5 +237,6 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::AcqRel);
+        self.0.idle.wake();
     }
 }

@@ -82,6 +82,7 @@ impl AsyncRead for Wire {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        this.connection.idle.register(context.waker()); // before the look, so that no end is missed
         if this.connection.running.load(Ordering::Acquire) > 0 {
             this.awaiting = Awaiting::Answer;
             return Pin::new(&mut this.stream).poll_read(context, buffer);

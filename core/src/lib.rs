@@ -9,5 +9,6 @@ pub mod error;
 pub mod id;
 pub mod page;
 pub mod telemetry;
+pub mod user;
 
 pub use error::{Code, Error, Refusal, Result};

@@ -44,6 +44,8 @@ CREATE TABLE refresh_tokens (
 );
 CREATE INDEX refresh_tokens_family ON refresh_tokens (family_id);
 CREATE INDEX refresh_tokens_user ON refresh_tokens (user_id);
+-- Asked on behalf of every access token: was the session that it came from ended?
+CREATE INDEX refresh_tokens_revoked ON refresh_tokens (family_id) WHERE revoked_at IS NOT NULL;
 CREATE INDEX refresh_tokens_expires_at ON refresh_tokens (expires_at);
 COMMENT ON TABLE  refresh_tokens            IS 'Rotating refresh tokens: each is used once; a second use revokes its family.';
 COMMENT ON COLUMN refresh_tokens.token_hash IS 'SHA-256 of the token; the token itself is never stored.';

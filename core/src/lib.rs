@@ -14,5 +14,6 @@ pub mod leftovers;
 pub mod page;
 pub mod schedule;
 pub mod telemetry;
+pub mod user;
 
 pub use error::{Code, Error, Refusal, Result};

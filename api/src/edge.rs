@@ -3,12 +3,12 @@
 //! Invariant: whatever happens below (a refusal, an error of Poem's own, a panic), the client gets an answer with a
 //! request id and the security headers, and every refusal is a problem body with a stable code. The path itself is never
 //! logged, only the template that it matches. In order: request id and span, body on loan, panics caught, the router,
-//! errors to problems, the rest of a refused body thrown away, headers.
+//! errors to problems, the rest of a refused body thrown away, headers. A handler runs in a task of its own, so that a
+//! client that goes away cannot cut it off half-way.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use coupon_core::Code;
-use futures_util::FutureExt;
 use poem::{
     Endpoint, Error, IntoResponse, Request, Response, Result,
     error::{MethodNotAllowedError, SizedLimitError},
@@ -44,14 +44,14 @@ const HEADERS: [(HeaderName, &str); 4] = [
 
 /// An endpoint with the manners of the service around it; see [`crate::stack`].
 pub struct Edge<E> {
-    inner: E,
+    inner: Arc<E>,
     document: Arc<Document>,
 }
 
-impl<E: Endpoint> Edge<E> {
+impl<E: Endpoint + 'static> Edge<E> {
     /// Puts the edge around `inner`, whose operations `document` describes.
     pub fn new(inner: E, document: Arc<Document>) -> Self {
-        Self { inner, document }
+        Self { inner: Arc::new(inner), document }
     }
 
     async fn answer(&self, request: Request, item: Option<&PathItem>) -> Result<Response, Problem> {
@@ -59,10 +59,11 @@ impl<E: Endpoint> Edge<E> {
         if let Some(refused) = refuse_early(&request, item, operation) {
             return refused;
         }
-        let called = AssertUnwindSafe(self.inner.call(request)).catch_unwind().await;
-        match called {
-            Ok(Ok(answer)) => {
-                let response = answer.into_response();
+        // In a task of its own: a client that goes away drops this future, but never a handler half-way.
+        let inner = Arc::clone(&self.inner);
+        let handler = async move { inner.call(request).await.map(IntoResponse::into_response) };
+        match tokio::spawn(handler.in_current_span()).await {
+            Ok(Ok(response)) => {
                 // A bare status without a body, as some of Poem's own endpoints answer.
                 let bare = response.headers().get(CONTENT_TYPE).is_none() && is_refusal(response.status());
                 if bare {
@@ -82,7 +83,7 @@ impl<E: Endpoint> Edge<E> {
     }
 }
 
-impl<E: Endpoint> Endpoint for Edge<E> {
+impl<E: Endpoint + 'static> Endpoint for Edge<E> {
     type Output = Response;
 
     async fn call(&self, mut request: Request) -> Result<Response> {

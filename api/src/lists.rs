@@ -35,26 +35,17 @@ pub struct Page<T: ParseFromJSON + ToJSON> {
 }
 
 impl<T: ParseFromJSON + ToJSON> Page<T> {
-    /// Cuts a page from up to `limit + 1` rows: the row too many says that there is a next page.
+    /// A page of fetched rows.
     ///
     /// `list` names the list and its filters; `key` gives the keyset key of a row, by which the query went on.
-    pub fn cut<R, K: Serialize>(
-        mut rows: Vec<R>,
-        limit: Limit,
+    pub fn of<R, K: Serialize>(
+        page: coupon_core::page::Page<R>,
         list: &str,
         key: impl Fn(&R) -> K,
         render: impl Fn(R) -> T,
     ) -> Self {
-        let more = rows.len() > limit.rows();
-        rows.truncate(limit.rows());
-        let last = rows
-            .last()
-            .filter(|_| more)
-            .map(|row| encode_cursor(list, &key(row)));
-        Self {
-            data: rows.into_iter().map(render).collect(),
-            next_cursor: Nullable(last),
-        }
+        let last = page.rows.last().filter(|_| page.more).map(|row| encode_cursor(list, &key(row)));
+        Self { data: page.rows.into_iter().map(render).collect(), next_cursor: Nullable(last) }
     }
 }
 
@@ -101,13 +92,8 @@ pub struct Limit(u32);
 
 impl Limit {
     /// Rows to show.
-    pub fn rows(self) -> usize {
-        self.0 as usize
-    }
-
-    /// Rows to ask the database for: one more says whether there is a next page.
-    pub fn to_fetch(self) -> i64 {
-        i64::from(self.0) + 1
+    pub fn rows(self) -> i64 {
+        i64::from(self.0)
     }
 }
 
@@ -168,7 +154,9 @@ mod tests {
 
     #[test]
     fn a_page_ends_where_the_rows_do_and_the_cursor_goes_on_from_its_last_row() {
-        let page = |rows: Vec<u32>| Page::<u32>::cut(rows, Limit(2), "numbers", |row| *row, |row| row);
+        let page = |rows: Vec<u32>| {
+            Page::<u32>::of(coupon_core::page::Page::cut(rows, Limit(2).rows()), "numbers", |row| *row, |row| row)
+        };
         let full = page(vec![1, 2, 3]);
         assert_eq!(full.data, [1, 2]);
         assert_eq!(

@@ -5,10 +5,12 @@
 
 pub mod book;
 pub mod caller;
+pub mod config;
 pub mod coupon;
 pub mod db;
 pub mod error;
 pub mod id;
+pub mod idempotency;
 pub mod job;
 pub mod leftovers;
 pub mod page;

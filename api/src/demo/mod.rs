@@ -113,8 +113,9 @@ impl Books {
     ) -> Result<Json<Page<u32>>, Problem> {
         let _ = (exact.0, status.0);
         let after: u32 = decode_cursor("numbers", cursor.0.as_deref())?.unwrap_or_default();
-        let rows = (after + 1..=120).take(limit.to_fetch() as usize).collect();
-        Ok(Json(Page::cut(rows, limit.0, "numbers", |row| *row, |row| row)))
+        let rows = (after + 1..=120).take(limit.rows() as usize + 1).collect();
+        let page = coupon_core::page::Page::cut(rows, limit.rows());
+        Ok(Json(Page::of(page, "numbers", |row| *row, |row| row)))
     }
 
     #[oai(path = "/books/:id", method = "get")]

@@ -1,0 +1,135 @@
+//! One file per resource: DTOs, then the handlers; from here to the SQL it is one use case of core.
+//!
+//! To add an endpoint: its handler in the file of its resource, `Auth` among the arguments, `IdempotencyKey` and
+//! [`crate::once::Once`] for a POST, the roles in `tests/it/access.rs`, a line in docs/api.md, `./x openapi`.
+
+pub mod assign;
+pub mod books;
+pub mod codes;
+pub mod coupons;
+pub mod health;
+pub mod jobs;
+pub mod till;
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use coupon_core::{
+    Code,
+    caller::Caller,
+    coupon::{Origin, code},
+    user::{
+        api_key,
+        budget::{self, Budget, SecurityBudgets},
+    },
+};
+use poem_openapi::Tags;
+use serde_json::Value;
+
+use crate::{app::App, problem::Problem, request_id::RequestId};
+
+/// The groups of the document.
+#[derive(Tags)]
+#[oai(rename_all = "PascalCase")]
+pub enum Tag {
+    /// Books and the codes in them.
+    Books,
+    /// Coupons: look up, assign, lock, redeem.
+    Coupons,
+    /// Jobs: poll, cancel, errors.
+    Jobs,
+    /// Accounts, sessions and API keys.
+    People,
+    /// Whether the service is well.
+    Health,
+}
+
+/// Free-form fields of a client's own.
+pub type Metadata = BTreeMap<String, Value>;
+
+/// The most bytes of free-form fields, as JSON.
+const MAX_METADATA_BYTES: usize = 16 * 1024;
+
+/// Checks the size of free-form fields.
+///
+/// # Errors
+/// 422 at `/metadata`.
+pub fn check_metadata(metadata: Option<Metadata>) -> Result<Value, Problem> {
+    let value = Value::Object(metadata.unwrap_or_default().into_iter().collect());
+    if value.to_string().len() > MAX_METADATA_BYTES {
+        let detail = format!("metadata may have at most {MAX_METADATA_BYTES} bytes as JSON.");
+        return Err(Problem::field("/metadata", "too_long", detail));
+    }
+    Ok(value)
+}
+
+/// Free-form fields from where they are stored.
+pub fn metadata(value: Value) -> Metadata {
+    match value {
+        Value::Object(map) => map.into_iter().collect(),
+        _ => Metadata::new(),
+    }
+}
+
+/// Who does it and in which request.
+pub fn origin<'a>(caller: &Caller, id: &'a RequestId) -> Origin<'a> {
+    Origin { actor: caller.actor(), request_id: Some(id.as_str()) }
+}
+
+/// A time as clients give it, which PostgreSQL must be able to hold.
+///
+/// # Errors
+/// 422 at `pointer`.
+pub fn check_time(pointer: &str, time: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>, Problem> {
+    use chrono::Datelike;
+    match time {
+        Some(time) if !(1..=9999).contains(&time.year()) => {
+            Err(Problem::field(pointer, "out_of_range", "A time lies in the years 1 to 9999."))
+        }
+        time => Ok(time),
+    }
+}
+
+/// A code from a path; what is no code is found nowhere.
+///
+/// # Errors
+/// `not_found`.
+pub fn path_code(text: &str) -> Result<code::Code, Problem> {
+    code::Code::parse(text).map_err(|_| Problem::not_found())
+}
+
+/// Look-ups of codes by callers who cannot list them: those that miss are budgeted, so that codes cannot be scanned.
+pub struct Lookup<'a> {
+    app: &'a App,
+    budget: Option<Budget>,
+}
+
+impl<'a> Lookup<'a> {
+    /// Asks whether the caller may look up a code at all.
+    ///
+    /// # Errors
+    /// `rate_limited`.
+    pub async fn begin(app: &'a App, caller: &Caller) -> Result<Self, Problem> {
+        if caller.is_admin() || app.budgets() == SecurityBudgets::Off {
+            return Ok(Self { app, budget: None });
+        }
+        let limit = api_key::miss_budget(app.db().pool(), caller).await?;
+        let budget = Budget::code_miss(caller.id, limit);
+        budget::check(app.db().pool(), app.budgets(), &budget).await?.require()?;
+        Ok(Self { app, budget: Some(budget) })
+    }
+
+    /// Counts a miss.
+    ///
+    /// # Errors
+    /// The error itself, or `rate_limited` when it was one miss too many.
+    pub async fn end<T>(self, found: Result<T, Problem>) -> Result<T, Problem> {
+        if let (Err(problem), Some(budget)) = (&found, &self.budget)
+            && problem.code() == Code::NotFound
+        {
+            budget::spend(self.app.db().pool(), self.app.budgets(), budget).await?.require()?;
+        }
+        found
+    }
+}
+

@@ -76,7 +76,7 @@ pub struct Budget {
 impl Budget {
     /// Failed log-ins of the account with this address, whether it exists or not.
     pub fn login_account(email: &str) -> Self {
-        let hash = Sha256::digest(email.trim().to_lowercase());
+        let hash = Sha256::digest(email.to_ascii_lowercase());
         Self {
             kind: BudgetKind::LoginAccount,
             subject: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -180,7 +180,7 @@ pub async fn spend<'e>(conn: impl PgExecutor<'e>, switch: SecurityBudgets, budge
     Ok(Spent {
         allowed: spent <= budget.limit,
         left: (budget.limit - spent).max(0),
-        retry_after: seconds_left(seconds),
+        retry_after: time_left(budget, seconds),
     })
 }
 
@@ -205,7 +205,7 @@ pub async fn check<'e>(conn: impl PgExecutor<'e>, switch: SecurityBudgets, budge
     Ok(Spent {
         allowed: spent < budget.limit,
         left: (budget.limit - spent).max(0),
-        retry_after: seconds_left(seconds),
+        retry_after: time_left(budget, seconds),
     })
 }
 
@@ -261,8 +261,12 @@ pub async fn sweep<'e>(conn: impl PgExecutor<'e>, batch: i64) -> Result<u64> {
     .rows_affected())
 }
 
-fn seconds_left(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()
+/// Never longer than the window: a spend that waited for the row began before the one that opened the window, and
+/// measures from its own beginning.
+fn time_left(budget: &Budget, seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0))
+        .unwrap_or_default()
+        .min(budget.window)
 }
 
 #[cfg(test)]

@@ -76,6 +76,24 @@ pub async fn login(
     switch: SecurityBudgets,
     attempt: LoginAttempt<'_>,
 ) -> Result<Session> {
+    // Once more if the hash was replaced between the comparison and the session: a log-in beside this one may have
+    // renewed an outdated hash of the very same password.
+    for _ in 0..2 {
+        if let Some(session) = compare_and_open(db, keys, passwords, switch, attempt).await? {
+            return Ok(session);
+        }
+    }
+    Err(wrong())
+}
+
+/// One comparison; `None` when the account was changed meanwhile.
+async fn compare_and_open(
+    db: &Db,
+    keys: &TokenKeys,
+    passwords: &Passwords,
+    switch: SecurityBudgets,
+    attempt: LoginAttempt<'_>,
+) -> Result<Option<Session>> {
     let till = Till::new(db, switch, attempt.email, attempt.address);
     till.look().await?;
     let account = find_account(db, attempt.email).await?;
@@ -89,22 +107,21 @@ pub async fn login(
         return Err(wrong());
     }
     till.give_back().await?;
-    let outdated = verdict == Verdict::RightButOutdated;
-    let renewed = if outdated {
-        Some(turn.hash(attempt.password).await?)
-    } else {
-        None
+    let renewed = match verdict {
+        Verdict::RightButOutdated => Some(turn.hash(attempt.password).await?),
+        Verdict::Right | Verdict::Wrong => None,
     };
     drop(turn);
 
     let mut tx = db.begin().await?;
-    let session = session::open(&mut tx, keys, account.id, Some(stored)).await?;
-    let session = session.ok_or_else(wrong)?; // disabled or changed meanwhile
+    let Some(session) = session::open(&mut tx, keys, account.id, Some(stored)).await? else {
+        return Ok(None);
+    };
     if let Some(renewed) = renewed {
         replace_hash(&mut tx, account.id, stored, &renewed).await?;
     }
     db::commit(tx).await?;
-    Ok(session)
+    Ok(Some(session))
 }
 
 /// Changes the own password and ends every other session of the account. Wrong old passwords count as failed log-ins.

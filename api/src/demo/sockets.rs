@@ -298,7 +298,14 @@ async fn the_end_waits_for_running_requests_and_closes_idle_connections() {
 async fn who_connected_before_the_end_is_still_answered() {
     let server = Running::start(patient()).await;
     let mut early = server.send("").await;
+    let mut idle = server.send(LIST).await;
+    read_answer(&mut idle).await;
     server.stop.send(()).unwrap();
+    assert_eq!(
+        read_all(&mut idle).await,
+        "",
+        "the end has reached the connections"
+    );
     early.write_all(LIST.as_bytes()).await.unwrap();
     assert!(read_all(&mut early).await.starts_with("HTTP/1.1 200"));
     assert_eq!(within(server.served).await.unwrap(), 0);

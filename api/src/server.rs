@@ -211,11 +211,14 @@ async fn drive<E: Endpoint + 'static>(
     let ended = tokio::select! {
         ended = &mut served => ended,
         () = stopped => {
-            served.as_mut().graceful_shutdown(); // closes an idle connection, and a busy one after its answer
-            match tokio::time::timeout(UNBEGUN_GRACE, &mut served).await {
+            let begun = connection.begun.load(Ordering::Acquire);
+            let grace = if begun { Duration::ZERO } else { UNBEGUN_GRACE };
+            match tokio::time::timeout(grace, &mut served).await {
                 Ok(ended) => ended,
-                Err(_) if !connection.begun.load(Ordering::Acquire) => return, // hyper would wait for a request
-                Err(_) => served.await,
+                Err(_) => {
+                    served.as_mut().graceful_shutdown(); // closes an idle connection, and a busy one after its answer
+                    served.await
+                }
             }
         }
     };

@@ -144,16 +144,25 @@ async fn who_drips_a_head_is_cut_too() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_but_a_long_answer_is_waited_for() {
+async fn an_idle_connection_is_closed() {
     let server = Running::start(Limits {
         idle: SHORT,
-        head: SHORT,
         ..patient()
     })
     .await;
     let mut idle = server.send(LIST).await;
     read_answer(&mut idle).await;
     assert_eq!(read_all(&mut idle).await, "");
+}
+
+#[tokio::test]
+async fn a_long_answer_is_waited_for() {
+    let server = Running::start(Limits {
+        idle: SHORT,
+        head: SHORT,
+        ..patient()
+    })
+    .await;
     let mut polling = server.send("GET /v1/gate HTTP/1.1\r\nHost: x\r\n\r\n").await;
     within(server.gate.entered.notified()).await;
     // Another connection runs into the same limits in the meantime; the polling one must not.
@@ -186,7 +195,8 @@ async fn who_takes_no_answer_is_cut() {
         ..patient()
     })
     .await;
-    let stream = server.send("GET /v1/stream HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let mut stream = server.send("GET /v1/stream HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    within(stream.read_u8()).await.unwrap();
     // The server's side ends while this side still holds the stream unread.
     server.stop.send(()).unwrap();
     assert_eq!(within(server.served).await.unwrap(), 0);
@@ -282,6 +292,23 @@ async fn the_end_waits_for_running_requests_and_closes_idle_connections() {
     );
     assert_eq!(within(server.served).await.unwrap(), 0);
     drop(fresh);
+}
+
+#[tokio::test]
+async fn who_connected_before_the_end_is_still_answered() {
+    let server = Running::start(patient()).await;
+    let mut early = server.send("").await;
+    let mut idle = server.send(LIST).await;
+    read_answer(&mut idle).await;
+    server.stop.send(()).unwrap();
+    assert_eq!(
+        read_all(&mut idle).await,
+        "",
+        "the end has reached the connections"
+    );
+    early.write_all(LIST.as_bytes()).await.unwrap();
+    assert!(read_all(&mut early).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(within(server.served).await.unwrap(), 0);
 }
 
 #[tokio::test]

@@ -8,12 +8,7 @@ use coupon_core::{
     error::StoreError,
     idempotency::Sealer,
     job::{signals::Signals, wait::Waiters},
-    user::{
-        auth::Authenticator,
-        budget::SecurityBudgets,
-        password::Passwords,
-        token::TokenKeys,
-    },
+    user::{auth::Authenticator, budget::SecurityBudgets, password::Passwords, token::TokenKeys},
 };
 
 /// The share of connections that locks and redemptions have to themselves: a shopper waits for them.
@@ -44,9 +39,18 @@ impl App {
     ///
     /// # Errors
     /// When `url` is not a PostgreSQL connection URL.
-    pub fn new(url: &str, settings: &Settings, keys: TokenKeys, signals: Signals) -> Result<Self, StoreError> {
+    pub fn new(
+        url: &str,
+        settings: &Settings,
+        keys: TokenKeys,
+        signals: Signals,
+    ) -> Result<Self, StoreError> {
         let till_size = (settings.database_connections / TILL_SHARE).max(2);
-        let db = Db::connect(url, Role::Api, settings.database_connections.saturating_sub(till_size).max(2))?;
+        let db = Db::connect(
+            url,
+            Role::Api,
+            settings.database_connections.saturating_sub(till_size).max(2),
+        )?;
         let till = Db::connect(url, Role::Api, till_size)?;
         let waiters = Waiters::start(db.clone(), &signals);
         Ok(Self {
@@ -54,7 +58,11 @@ impl App {
                 sealer: Sealer::new(&keys.derive("idempotency-seal")),
                 authenticator: Authenticator::new(db.clone(), keys),
                 passwords: Passwords::new(),
-                budgets: if settings.security_budgets.is_on() { SecurityBudgets::On } else { SecurityBudgets::Off },
+                budgets: if settings.security_budgets.is_on() {
+                    SecurityBudgets::On
+                } else {
+                    SecurityBudgets::Off
+                },
                 registration: settings.registration.is_on(),
                 max_upload_bytes: settings.max_upload_bytes,
                 db,

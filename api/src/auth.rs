@@ -51,10 +51,16 @@ impl Auth {
             }
             (None, Some(key)) => app.authenticator().authenticate_key(key.trim(), fresh).await?,
             (Some(_), Some(_)) => {
-                return Err(Problem::new(Code::Unauthenticated, "Send a bearer token or an API key, not both."));
+                return Err(Problem::new(
+                    Code::Unauthenticated,
+                    "Send a bearer token or an API key, not both.",
+                ));
             }
             (None, None) => {
-                return Err(Problem::new(Code::Unauthenticated, "This needs a bearer token or an API key."));
+                return Err(Problem::new(
+                    Code::Unauthenticated,
+                    "This needs a bearer token or an API key.",
+                ));
             }
         };
         Ok(Self(caller))
@@ -62,7 +68,10 @@ impl Auth {
 }
 
 fn unreadable() -> Problem {
-    Problem::new(Code::Unauthenticated, "The credentials cannot be read: send `Authorization: Bearer …` or `X-Api-Key: …`.")
+    Problem::new(
+        Code::Unauthenticated,
+        "The credentials cannot be read: send `Authorization: Bearer …` or `X-Api-Key: …`.",
+    )
 }
 
 impl<'a> ApiExtractor<'a> for Auth {

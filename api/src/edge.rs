@@ -51,7 +51,10 @@ pub struct Edge<E> {
 impl<E: Endpoint + 'static> Edge<E> {
     /// Puts the edge around `inner`, whose operations `document` describes.
     pub fn new(inner: E, document: Arc<Document>) -> Self {
-        Self { inner: Arc::new(inner), document }
+        Self {
+            inner: Arc::new(inner),
+            document,
+        }
     }
 
     async fn answer(&self, request: Request, item: Option<&PathItem>) -> Result<Response, Problem> {

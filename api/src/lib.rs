@@ -4,15 +4,20 @@
 //! `Result<Json<T>, Problem>`; everything else happens at the [`edge`]. To add one: a file with its `#[OpenApi]` block,
 //! which then joins the tuple that is given to `OpenApiService::new`.
 
+pub mod app;
+pub mod auth;
 pub mod edge;
+pub mod endpoints;
 pub mod etag;
 pub mod lists;
 mod loan;
 pub mod nullable;
+pub mod once;
 pub mod openapi;
 pub mod operations;
 pub mod payload;
 pub mod problem;
+pub mod reply;
 pub mod request_id;
 pub mod schema;
 pub mod server;
@@ -21,15 +26,73 @@ mod wire;
 #[cfg(test)]
 mod demo;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
-use poem::{Endpoint, Response, Route};
+use poem::{Endpoint, EndpointExt, Request, Response, Route, http::Uri};
+use poem_openapi::OpenApiService;
 
 pub use self::{
-    nullable::Nullable, openapi::Document, payload::Body, problem::Problem, request_id::RequestId,
+    app::App, nullable::Nullable, openapi::Document, payload::Body, problem::Problem, request_id::RequestId,
 };
 
 /// The whole application: `route` with the document, its page and the edge around them, in the right order.
 pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Response> + 'static {
     edge::Edge::new(document.routes(route), document)
+}
+
+/// Every endpoint of the service, and its document.
+fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
+    use endpoints::{assign, books, coupons, health, jobs, till};
+    let endpoints = (
+        books::Books { app: app.clone() },
+        coupons::Coupons { app: app.clone() },
+        assign::Assign { app: app.clone() },
+        till::Till { app: app.clone() },
+        jobs::Jobs { app: app.clone() },
+        health::Health {
+            app: app.clone(),
+            draining: Arc::clone(draining),
+        },
+    );
+    OpenApiService::new(endpoints, "coupon-book", env!("CARGO_PKG_VERSION"))
+}
+
+/// The service as one endpoint; `draining` turns true when the process has been told to end.
+pub fn application(app: App, draining: Arc<AtomicBool>) -> impl Endpoint<Output = Response> + 'static {
+    let service = service(&app, &draining);
+    let document = Arc::new(Document::new(&service));
+    stack(Route::new().nest("/", service), document)
+        .data(app)
+        .before(|request| async { Ok(unversioned(request)) })
+}
+
+/// The OpenAPI document, as it is served.
+pub fn openapi(app: &App) -> String {
+    Document::new(&service(app, &Arc::new(AtomicBool::new(false))))
+        .text()
+        .to_owned()
+}
+
+/// The six paths that also answer without `/v1`: making a book, its codes, assigning, locking, redeeming.
+const UNVERSIONED: [&str; 3] = ["/coupons", "/coupons/codes", "/coupons/assign"];
+
+/// Gives a request to one of those paths its version.
+fn unversioned(mut request: Request) -> Request {
+    let path = request.uri().path();
+    let coded = ["/coupons/assign/", "/coupons/lock/", "/coupons/redeem/"]
+        .iter()
+        .any(|prefix| {
+            path.strip_prefix(prefix)
+                .is_some_and(|code| !code.is_empty() && !code.contains('/'))
+        });
+    if coded || UNVERSIONED.contains(&path) {
+        let target = request
+            .uri()
+            .path_and_query()
+            .map_or(path, |target| target.as_str());
+        if let Ok(versioned) = Uri::try_from(format!("/v1{target}")) {
+            *request.uri_mut() = versioned;
+        }
+    }
+    request
 }

@@ -44,8 +44,15 @@ impl<T: ParseFromJSON + ToJSON> Page<T> {
         key: impl Fn(&R) -> K,
         render: impl Fn(R) -> T,
     ) -> Self {
-        let last = page.rows.last().filter(|_| page.more).map(|row| encode_cursor(list, &key(row)));
-        Self { data: page.rows.into_iter().map(render).collect(), next_cursor: Nullable(last) }
+        let last = page
+            .rows
+            .last()
+            .filter(|_| page.more)
+            .map(|row| encode_cursor(list, &key(row)));
+        Self {
+            data: page.rows.into_iter().map(render).collect(),
+            next_cursor: Nullable(last),
+        }
     }
 }
 
@@ -155,7 +162,12 @@ mod tests {
     #[test]
     fn a_page_ends_where_the_rows_do_and_the_cursor_goes_on_from_its_last_row() {
         let page = |rows: Vec<u32>| {
-            Page::<u32>::of(coupon_core::page::Page::cut(rows, Limit(2).rows()), "numbers", |row| *row, |row| row)
+            Page::<u32>::of(
+                coupon_core::page::Page::cut(rows, Limit(2).rows()),
+                "numbers",
+                |row| *row,
+                |row| row,
+            )
         };
         let full = page(vec![1, 2, 3]);
         assert_eq!(full.data, [1, 2]);

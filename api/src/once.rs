@@ -44,7 +44,9 @@ impl<'a> ApiExtractor<'a> for IdempotencyKey {
 
     fn param_schema_ref() -> Option<MetaSchemaRef> {
         Some(MetaSchemaRef::Inline(Box::new(MetaSchema {
-            description: Some("Up to 255 printable characters; the same key with the same request gives the same answer, once done."),
+            description: Some(
+                "Up to 255 printable characters; the same key with the same request gives the same answer, once done.",
+            ),
             max_length: Some(MAX_KEY_LENGTH),
             min_length: Some(1),
             ..MetaSchema::new("string")
@@ -65,7 +67,8 @@ impl<'a> ApiExtractor<'a> for IdempotencyKey {
             (None, _) => None,
             (Some(value), None) => {
                 let key = value.to_str().unwrap_or_default();
-                let fit = (1..=MAX_KEY_LENGTH).contains(&key.len()) && key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+                let fit = (1..=MAX_KEY_LENGTH).contains(&key.len())
+                    && key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
                 if !fit {
                     return Err(unfit().into());
                 }
@@ -76,7 +79,12 @@ impl<'a> ApiExtractor<'a> for IdempotencyKey {
         let request = Sha256::new()
             .chain_update(request.method().as_str())
             .chain_update([0])
-            .chain_update(request.original_uri().path_and_query().map_or("", |target| target.as_str()))
+            .chain_update(
+                request
+                    .original_uri()
+                    .path_and_query()
+                    .map_or("", |target| target.as_str()),
+            )
             .finalize()
             .into();
         Ok(Self { key, request })
@@ -122,7 +130,11 @@ impl Once {
         let claim = key.key.map(|text| {
             let mut hash = Sha256::new().chain_update(key.request);
             hash.update(body.map_or(&[][..], |body| &body[..]));
-            Claim { caller_id: caller.id, key: text, request_hash: hash.finalize().into() }
+            Claim {
+                caller_id: caller.id,
+                key: text,
+                request_hash: hash.finalize().into(),
+            }
         });
         let mut tx = db.begin().await.map_err(Error::from)?;
         if let Some(claim) = &claim
@@ -130,7 +142,12 @@ impl Once {
         {
             return Ok(Begun::Before(answer));
         }
-        Ok(Begun::Fresh(Self { app: app.clone(), db: db.clone(), tx, claim }))
+        Ok(Begun::Fresh(Self {
+            app: app.clone(),
+            db: db.clone(),
+            tx,
+            claim,
+        }))
     }
 
     /// The transaction.
@@ -153,7 +170,12 @@ impl Once {
         };
         let location = location(&value);
         let reply = Reply::new(&value).at(location.clone());
-        let answer = Answer { status: STATUS, location, job_id: None, body: reply.bytes().to_vec() };
+        let answer = Answer {
+            status: STATUS,
+            location,
+            job_id: None,
+            body: reply.bytes().to_vec(),
+        };
         self.record(&answer).await?;
         db::commit(self.tx).await.map_err(Error::from)?;
         Ok(reply)
@@ -169,7 +191,13 @@ impl Once {
             Err(error) => return Err(self.refuse(error).await),
         };
         let location = Some(format!("/v1/jobs/{job_id}"));
-        self.record(&Answer { status: 202, location, job_id: Some(job_id), body: Vec::new() }).await?;
+        self.record(&Answer {
+            status: 202,
+            location,
+            job_id: Some(job_id),
+            body: Vec::new(),
+        })
+        .await?;
         db::commit(self.tx).await.map_err(Error::from)?;
         self.app.signals().ring(Signal::Due);
         Ok(job_id)
@@ -197,7 +225,18 @@ impl Once {
                 let status = crate::problem::status(refusal.code.kind()).as_u16();
                 let body = refusal.detail.as_bytes();
                 let body = [refusal.code.as_str().as_bytes(), b"\n", body].concat();
-                idempotency::record(&mut tx, app.sealer(), claim, &Answer { status, location: None, job_id: None, body }).await?;
+                idempotency::record(
+                    &mut tx,
+                    app.sealer(),
+                    claim,
+                    &Answer {
+                        status,
+                        location: None,
+                        job_id: None,
+                        body,
+                    },
+                )
+                .await?;
                 db::commit(tx).await?;
             }
             Ok::<(), Error>(())
@@ -211,8 +250,10 @@ impl Once {
 }
 
 fn is_kept(refusal: &Refusal) -> bool {
-    !matches!(crate::problem::status(refusal.code.kind()).as_u16(), 401 | 403 | 423 | 429 | 500..)
-        && refusal.code != Code::IdempotencyInProgress
+    !matches!(
+        crate::problem::status(refusal.code.kind()).as_u16(),
+        401 | 403 | 423 | 429 | 500..
+    ) && refusal.code != Code::IdempotencyInProgress
 }
 
 /// A stored answer as this operation gives it: the same body, or the same refusal.
@@ -230,7 +271,13 @@ pub fn again<T: ToJSON, const STATUS: u16>(answer: Answer) -> Result<Reply<T, ST
 pub fn stored_refusal(body: &[u8]) -> Problem {
     let text = String::from_utf8_lossy(body);
     let (code, detail) = text.split_once('\n').unwrap_or(("", ""));
-    let code = Code::ALL.iter().copied().find(|known| known.as_str() == code).unwrap_or(Code::Internal);
-    Problem::new(code, detail.to_owned())
-        .header(crate::reply::REPLAYED, poem::http::HeaderValue::from_static("true"))
+    let code = Code::ALL
+        .iter()
+        .copied()
+        .find(|known| known.as_str() == code)
+        .unwrap_or(Code::Internal);
+    Problem::new(code, detail.to_owned()).header(
+        crate::reply::REPLAYED,
+        poem::http::HeaderValue::from_static("true"),
+    )
 }

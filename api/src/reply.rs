@@ -38,7 +38,13 @@ impl<T: ToJSON, const STATUS: u16> Reply<T, STATUS> {
 
     /// An answer from its bytes.
     pub fn from_bytes(body: Vec<u8>) -> Self {
-        Self { body, location: None, etag: None, replayed: false, shape: PhantomData }
+        Self {
+            body,
+            location: None,
+            etag: None,
+            replayed: false,
+            shape: PhantomData,
+        }
     }
 
     /// The bytes.
@@ -71,7 +77,10 @@ impl<T, const STATUS: u16> IntoResponse for Reply<T, STATUS> {
         let mut response = if self.body.is_empty() {
             Response::builder().status(status).finish()
         } else {
-            Response::builder().status(status).header(CONTENT_TYPE, "application/json").body(self.body)
+            Response::builder()
+                .status(status)
+                .header(CONTENT_TYPE, "application/json")
+                .body(self.body)
         };
         let headers = response.headers_mut();
         for (name, value) in [(LOCATION, self.location), (ETAG, self.etag)] {
@@ -88,8 +97,10 @@ impl<T, const STATUS: u16> IntoResponse for Reply<T, STATUS> {
 
 impl<T: ToJSON, const STATUS: u16> ApiResponse for Reply<T, STATUS> {
     fn meta() -> MetaResponses {
-        let content =
-            vec![MetaMediaType { content_type: Json::<T>::CONTENT_TYPE, schema: T::schema_ref() }];
+        let content = vec![MetaMediaType {
+            content_type: Json::<T>::CONTENT_TYPE,
+            schema: T::schema_ref(),
+        }];
         MetaResponses {
             responses: vec![MetaResponse {
                 description: "",

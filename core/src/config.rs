@@ -69,7 +69,10 @@ impl Switch {
 /// Everything that can be set.
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "the table at the head of this file says what each key means")]
+#[expect(
+    missing_docs,
+    reason = "the table at the head of this file says what each key means"
+)]
 pub struct Settings {
     pub database_url: Option<Secret>,
     pub listen: SocketAddr,
@@ -173,14 +176,17 @@ impl Settings {
         for (key, value) in flags {
             table.insert((*key).to_owned(), typed(key, value.clone()));
         }
-        toml::Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-            SettingsError(format!("the settings cannot be used: {}", error.message()))
-        })
+        toml::Value::Table(table)
+            .try_into()
+            .map_err(|error: toml::de::Error| {
+                SettingsError(format!("the settings cannot be used: {}", error.message()))
+            })
     }
 }
 
 fn read_file(path: &std::path::Path) -> Result<String, SettingsError> {
-    std::fs::read_to_string(path).map_err(|error| SettingsError(format!("{} cannot be read: {error}", path.display())))
+    std::fs::read_to_string(path)
+        .map_err(|error| SettingsError(format!("{} cannot be read: {error}", path.display())))
 }
 
 fn from_environment(
@@ -199,12 +205,16 @@ fn from_environment(
             continue;
         };
         let value = if is_file {
-            read_file(std::path::Path::new(&value))?.trim_end_matches(['\n', '\r']).to_owned()
+            read_file(std::path::Path::new(&value))?
+                .trim_end_matches(['\n', '\r'])
+                .to_owned()
         } else {
             value
         };
         if values.insert(key, value).is_some() {
-            return Err(SettingsError(format!("{plain} and {plain}_FILE are both set; one is enough")));
+            return Err(SettingsError(format!(
+                "{plain} and {plain}_FILE are both set; one is enough"
+            )));
         }
     }
     Ok(values)
@@ -212,7 +222,10 @@ fn from_environment(
 
 /// Numbers are numbers in TOML; in the environment everything is text.
 fn typed(key: &str, value: String) -> toml::Value {
-    let number = matches!(key, "connections" | "database_connections" | "queue_limit" | "max_upload_bytes");
+    let number = matches!(
+        key,
+        "connections" | "database_connections" | "queue_limit" | "max_upload_bytes"
+    );
     match value.parse::<i64>() {
         Ok(value) if number => toml::Value::Integer(value),
         _ => toml::Value::String(value),
@@ -224,7 +237,11 @@ mod tests {
     use super::*;
 
     fn environment(pairs: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Vec<_>>().into_iter()
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect::<Vec<_>>()
+            .into_iter()
     }
 
     #[test]
@@ -232,7 +249,11 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("couponbook-config-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let (file, secret) = (dir.join("c.toml"), dir.join("secret"));
-        std::fs::write(&file, "listen = \"127.0.0.1:1\"\nlog = \"debug\"\nconnections = 7\n").unwrap();
+        std::fs::write(
+            &file,
+            "listen = \"127.0.0.1:1\"\nlog = \"debug\"\nconnections = 7\n",
+        )
+        .unwrap();
         std::fs::write(&secret, "hush\n").unwrap();
         let settings = Settings::read(
             Some(&file),
@@ -245,12 +266,24 @@ mod tests {
             &[("listen", "127.0.0.1:3".to_owned())],
         )
         .unwrap();
-        assert_eq!((settings.listen.port(), settings.log.as_str(), settings.connections), (3, "warn", 7));
+        assert_eq!(
+            (
+                settings.listen.port(),
+                settings.log.as_str(),
+                settings.connections
+            ),
+            (3, "warn", 7)
+        );
         assert_eq!(settings.api_key.as_ref().map(Secret::reveal), Some("hush"));
         assert!(!format!("{settings:?}").contains("hush"));
 
         std::fs::write(&file, "listens = \"127.0.0.1:1\"\n").unwrap();
-        assert!(Settings::read(Some(&file), environment(&[]), &[]).unwrap_err().to_string().contains("listens"));
+        assert!(
+            Settings::read(Some(&file), environment(&[]), &[])
+                .unwrap_err()
+                .to_string()
+                .contains("listens")
+        );
         std::fs::remove_dir_all(&dir).unwrap();
         let unknown = Settings::read(None, environment(&[("COUPONBOOK_LISTENS", "x")]), &[]);
         assert!(unknown.unwrap_err().to_string().contains("COUPONBOOK_LISTENS"));
@@ -268,7 +301,8 @@ mod tests {
                 "connections" | "database_connections" | "queue_limit" | "max_upload_bytes" => "5",
                 _ => "text",
             };
-            Settings::read(None, environment(&[]), &[(key, value.to_owned())]).unwrap_or_else(|error| panic!("{key}: {error}"));
+            Settings::read(None, environment(&[]), &[(key, value.to_owned())])
+                .unwrap_or_else(|error| panic!("{key}: {error}"));
         }
     }
 }

@@ -60,21 +60,37 @@ impl std::fmt::Debug for Sealer {
 impl Sealer {
     /// With a secret of its own.
     pub fn new(secret: &[u8; 32]) -> Self {
-        Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*secret)) }
+        Self {
+            cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*secret)),
+        }
     }
 
     fn seal(&self, claim: &Claim, text: &[u8]) -> Vec<u8> {
         let nonce: [u8; NONCE_BYTES] = rand::random();
         let sealed = self
             .cipher
-            .encrypt(&Nonce::from(nonce), Payload { msg: text, aad: &claim.bound_to() })
+            .encrypt(
+                &Nonce::from(nonce),
+                Payload {
+                    msg: text,
+                    aad: &claim.bound_to(),
+                },
+            )
             .expect("a body is far below the cipher's limit");
         [nonce.as_slice(), &sealed].concat()
     }
 
     fn open(&self, claim: &Claim, sealed: &[u8]) -> Option<Vec<u8>> {
         let (nonce, text) = sealed.split_first_chunk::<NONCE_BYTES>()?;
-        self.cipher.decrypt(&Nonce::from(*nonce), Payload { msg: text, aad: &claim.bound_to() }).ok()
+        self.cipher
+            .decrypt(
+                &Nonce::from(*nonce),
+                Payload {
+                    msg: text,
+                    aad: &claim.bound_to(),
+                },
+            )
+            .ok()
     }
 }
 
@@ -126,7 +142,10 @@ pub async fn take(connection: &mut PgConnection, sealer: &Sealer, claim: &Claim)
         (_, Some(_), Some(status)) => {
             let body = match row.body {
                 Some(sealed) => sealer.open(claim, &sealed).ok_or_else(|| {
-                    Refusal::new(Code::Internal, "The stored answer cannot be opened: the signing secret has changed.")
+                    Refusal::new(
+                        Code::Internal,
+                        "The stored answer cannot be opened: the signing secret has changed.",
+                    )
                 })?,
                 None => Vec::new(),
             };
@@ -166,11 +185,18 @@ pub async fn record(
     .bind(body)
     .execute(connection)
     .await?;
-    if written.rows_affected() == 0 { Err(in_progress().into()) } else { Ok(()) }
+    if written.rows_affected() == 0 {
+        Err(in_progress().into())
+    } else {
+        Ok(())
+    }
 }
 
 fn in_progress() -> Refusal {
-    Refusal::new(Code::IdempotencyInProgress, "A request with this Idempotency-Key is still being answered.")
+    Refusal::new(
+        Code::IdempotencyInProgress,
+        "A request with this Idempotency-Key is still being answered.",
+    )
 }
 
 #[cfg(test)]
@@ -180,11 +206,24 @@ mod tests {
     #[test]
     fn a_sealed_body_opens_only_for_its_own_claim() {
         let sealer = Sealer::new(&[3; 32]);
-        let claim = Claim { caller_id: Uuid::from_u128(1), key: "a".into(), request_hash: [0; 32] };
+        let claim = Claim {
+            caller_id: Uuid::from_u128(1),
+            key: "a".into(),
+            request_hash: [0; 32],
+        };
         let sealed = sealer.seal(&claim, b"cbl_secret");
         assert!(!sealed.windows(6).any(|window| window == b"secret"));
         assert_eq!(sealer.open(&claim, &sealed).as_deref(), Some(&b"cbl_secret"[..]));
-        assert_eq!(sealer.open(&Claim { key: "b".into(), ..claim.clone() }, &sealed), None);
+        assert_eq!(
+            sealer.open(
+                &Claim {
+                    key: "b".into(),
+                    ..claim.clone()
+                },
+                &sealed
+            ),
+            None
+        );
         assert_eq!(Sealer::new(&[4; 32]).open(&claim, &sealed), None);
     }
 }

@@ -162,15 +162,30 @@ impl BookSettings {
         set(&mut settings.status, self.status.map(Into::into));
         set(&mut settings.exact_codes, self.exact_codes);
         set(&mut settings.redemptions_per_coupon, self.redemptions_per_coupon);
-        set(&mut settings.max_assignments_per_user, self.max_assignments_per_user.map(Some));
-        set(&mut settings.max_redemptions_per_user, self.max_redemptions_per_user.map(Some));
+        set(
+            &mut settings.max_assignments_per_user,
+            self.max_assignments_per_user.map(Some),
+        );
+        set(
+            &mut settings.max_redemptions_per_user,
+            self.max_redemptions_per_user.map(Some),
+        );
         set(&mut settings.require_lock, self.require_lock);
         set(&mut settings.lock_seconds, self.lock_seconds);
         set(&mut settings.lock_renewals, self.lock_renewals);
         set(&mut settings.self_service, self.self_service);
-        set(&mut settings.starts_at, check_time("/starts_at", self.starts_at)?.map(Some));
-        set(&mut settings.ends_at, check_time("/ends_at", self.ends_at)?.map(Some));
-        set(&mut settings.valid_days_after_assignment, self.valid_days_after_assignment.map(Some));
+        set(
+            &mut settings.starts_at,
+            check_time("/starts_at", self.starts_at)?.map(Some),
+        );
+        set(
+            &mut settings.ends_at,
+            check_time("/ends_at", self.ends_at)?.map(Some),
+        );
+        set(
+            &mut settings.valid_days_after_assignment,
+            self.valid_days_after_assignment.map(Some),
+        );
         set(&mut settings.rollback_days, self.rollback_days);
         set(&mut settings.time_zone, self.time_zone);
         set(&mut settings.pattern, self.pattern.map(Some));
@@ -252,7 +267,11 @@ impl BookView {
                 max_redemptions_per_user: settings.max_redemptions_per_user.into(),
                 rollback_days: settings.rollback_days,
                 pattern: settings.pattern.into(),
-                draw_commitment: book.draw_commitment.iter().map(|byte| format!("{byte:02x}")).collect(),
+                draw_commitment: book
+                    .draw_commitment
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect(),
                 metadata: metadata(settings.metadata),
                 created_by: book.created_by,
                 created_at: book.created_at,
@@ -277,8 +296,24 @@ pub struct StatsView {
 
 impl From<Stats> for StatsView {
     fn from(stats: Stats) -> Self {
-        let Stats { total, unassigned, assigned, locked, redeemed, void, redemptions } = stats;
-        Self { total, unassigned, assigned, locked, redeemed, void, redemptions }
+        let Stats {
+            total,
+            unassigned,
+            assigned,
+            locked,
+            redeemed,
+            void,
+            redemptions,
+        } = stats;
+        Self {
+            total,
+            unassigned,
+            assigned,
+            locked,
+            redeemed,
+            void,
+            redemptions,
+        }
     }
 }
 
@@ -305,7 +340,9 @@ impl Books {
         body.value.settings.apply(&mut settings)?;
         let made = book::insert(once.tx(), &settings, origin(auth, id)).await;
         let made = made.map(|book| BookView::of(book, auth));
-        let reply = once.finish(made, |book| Some(format!("/v1/books/{}", book.id))).await?;
+        let reply = once
+            .finish(made, |book| Some(format!("/v1/books/{}", book.id)))
+            .await?;
         Ok(reply.tagged(etag::tag(1)))
     }
 }
@@ -348,16 +385,40 @@ impl Books {
         require_person_or_reader(&auth)?;
         let list = format!("books/{:?}", status.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(coupon_core::Error::from)?;
-        let page = book::list(&mut connection, &auth, status.0.map(Into::into), after, limit.rows()).await?;
-        Ok(Json(Page::of(page, &list, |book| book.id, |book| BookView::of(book, &auth))))
+        let mut connection = self
+            .app
+            .db()
+            .pool()
+            .acquire()
+            .await
+            .map_err(coupon_core::Error::from)?;
+        let page = book::list(
+            &mut connection,
+            &auth,
+            status.0.map(Into::into),
+            after,
+            limit.rows(),
+        )
+        .await?;
+        Ok(Json(Page::of(
+            page,
+            &list,
+            |book| book.id,
+            |book| BookView::of(book, &auth),
+        )))
     }
 
     /// Read a book; its ETag goes into If-Match of a change.
     #[oai(path = "/books/:id", method = "get")]
     async fn read(&self, auth: Auth, id: Path<Uuid>) -> Result<Reply<BookView>, Problem> {
         require_person_or_reader(&auth)?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(coupon_core::Error::from)?;
+        let mut connection = self
+            .app
+            .db()
+            .pool()
+            .acquire()
+            .await
+            .map_err(coupon_core::Error::from)?;
         let book = book::find_for(&mut connection, &auth, id.0).await?;
         let tag = etag::tag(book.version);
         Ok(Reply::new(&BookView::of(book, &auth)).tagged(tag))
@@ -374,7 +435,11 @@ impl Books {
         body: Body<BookChange>,
     ) -> Result<Reply<BookView>, Problem> {
         auth.require_admin()?;
-        let BookChange { name, settings: given, clear: cleared } = body.value;
+        let BookChange {
+            name,
+            settings: given,
+            clear: cleared,
+        } = body.value;
         let mut tx = self.app.db().begin().await.map_err(coupon_core::Error::from)?;
         let before = book::find(&mut tx, id.0).await?;
         etag::check(if_match.0.as_deref(), before.version)?;
@@ -386,9 +451,15 @@ impl Books {
             settings.name = name;
         }
         given.apply(&mut settings)?;
-        let changed = book::update(&mut tx, id.0, Some(before.version), origin(&auth, &request_id), |slot| {
-            *slot = settings;
-        })
+        let changed = book::update(
+            &mut tx,
+            id.0,
+            Some(before.version),
+            origin(&auth, &request_id),
+            |slot| {
+                *slot = settings;
+            },
+        )
         .await?;
         db::commit(tx).await.map_err(coupon_core::Error::from)?;
         let tag = etag::tag(changed.version);
@@ -399,7 +470,13 @@ impl Books {
     #[oai(path = "/books/:id/stats", method = "get")]
     async fn stats(&self, auth: Auth, id: Path<Uuid>) -> Result<Json<StatsView>, Problem> {
         auth.require(Scope::Read)?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(coupon_core::Error::from)?;
+        let mut connection = self
+            .app
+            .db()
+            .pool()
+            .acquire()
+            .await
+            .map_err(coupon_core::Error::from)?;
         Ok(Json(book::stats(&mut connection, id.0).await?.into()))
     }
 }

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, time::Duration};
 use chrono::{DateTime, Utc};
 use coupon_core::{
     caller::{Caller, Scope},
-    db,
     job::{self, Job, ledger},
 };
 use poem::{
@@ -173,7 +172,11 @@ impl From<Job> for JobView {
             created_at: job.created_at,
             started_at: job.started_at.into(),
             finished_at: job.finished_at.into(),
-            links: Links { report: errors.as_ref().map(|errors| format!("{errors}.csv")), errors, itself },
+            links: Links {
+                report: errors.as_ref().map(|errors| format!("{errors}.csv")),
+                errors,
+                itself,
+            },
         }
     }
 }
@@ -193,9 +196,16 @@ impl IntoResponse for JobReply {
             .status(self.status)
             .header(CONTENT_TYPE, "application/json")
             .header(LOCATION, location);
-        let builder =
-            if self.status == StatusCode::ACCEPTED { builder.header(RETRY_AFTER, "1") } else { builder };
-        let builder = if self.replayed { builder.header(REPLAYED, "true") } else { builder };
+        let builder = if self.status == StatusCode::ACCEPTED {
+            builder.header(RETRY_AFTER, "1")
+        } else {
+            builder
+        };
+        let builder = if self.replayed {
+            builder.header(REPLAYED, "true")
+        } else {
+            builder
+        };
         builder.body(self.job.to_json_string())
     }
 }
@@ -259,12 +269,25 @@ pub async fn reply(
         job = read(app, caller, job_id).await?;
     }
     let ended = job.state.is_final() && !patience.is_zero();
-    let status = if ended { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok(JobReply { job: job.into(), status, replayed })
+    let status = if ended {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok(JobReply {
+        job: job.into(),
+        status,
+        replayed,
+    })
 }
 
 async fn read(app: &App, caller: &Caller, job_id: Uuid) -> Result<Job, Problem> {
-    let mut connection = app.db().pool().acquire().await.map_err(coupon_core::Error::from)?;
+    let mut connection = app
+        .db()
+        .pool()
+        .acquire()
+        .await
+        .map_err(coupon_core::Error::from)?;
     Ok(ledger::find(&mut connection, caller, job_id).await?)
 }
 
@@ -329,8 +352,18 @@ impl Jobs {
     ) -> Result<Json<Page<JobView>>, Problem> {
         let list = format!("jobs/{:?}/{:?}/{:?}", kind.0, state.0, book_id.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
-        let filter = ledger::Filter { kind: kind.0, state: state.0.map(Into::into), book_id: book_id.0 };
-        let mut connection = self.app.db().pool().acquire().await.map_err(coupon_core::Error::from)?;
+        let filter = ledger::Filter {
+            kind: kind.0,
+            state: state.0.map(Into::into),
+            book_id: book_id.0,
+        };
+        let mut connection = self
+            .app
+            .db()
+            .pool()
+            .acquire()
+            .await
+            .map_err(coupon_core::Error::from)?;
         let page = ledger::list(&mut connection, &auth, &filter, after, limit.rows()).await?;
         Ok(Json(Page::of(page, &list, |job| job.id, JobView::from)))
     }
@@ -355,7 +388,12 @@ impl Jobs {
         let tag: String = tag.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
         let tag = format!("\"{tag}\"");
         let known = etag::is_known(if_none_match.0.as_deref(), &tag);
-        Ok(PolledJob { body, tag, known, ended })
+        Ok(PolledJob {
+            body,
+            tag,
+            known,
+            ended,
+        })
     }
 
     /// What a job could not do, line by line.
@@ -369,9 +407,20 @@ impl Jobs {
     ) -> Result<Json<Page<ErrorLine>>, Problem> {
         let list = format!("jobs/{}/errors", id.0);
         let after: Option<i64> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(coupon_core::Error::from)?;
+        let mut connection = self
+            .app
+            .db()
+            .pool()
+            .acquire()
+            .await
+            .map_err(coupon_core::Error::from)?;
         let page = ledger::list_errors(&mut connection, &auth, id.0, after, limit.rows()).await?;
-        Ok(Json(Page::of(page, &list, |line| line.seq, |line| ErrorLine::of(&line.entry))))
+        Ok(Json(Page::of(
+            page,
+            &list,
+            |line| line.seq,
+            |line| ErrorLine::of(&line.entry),
+        )))
     }
 
     /// Ask a job to stop. One that no worker has yet is cancelled at once; another stops at its next step and keeps
@@ -414,7 +463,11 @@ pub async fn replay(
 
 /// People, and machines that may make jobs.
 fn require_job_caller(caller: &Caller) -> Result<(), Problem> {
-    if caller.user_id().is_some() || caller.may(Scope::Assign) { Ok(()) } else { Err(coupon_core::Refusal::forbidden().into()) }
+    if caller.user_id().is_some() || caller.may(Scope::Assign) {
+        Ok(())
+    } else {
+        Err(coupon_core::Refusal::forbidden().into())
+    }
 }
 
 /// What of a job changes only when the job does: not the running estimates.
@@ -438,7 +491,11 @@ pub struct PolledJob {
 impl IntoResponse for PolledJob {
     fn into_response(self) -> Response {
         let builder = Response::builder().header(ETAG, self.tag);
-        let builder = if self.ended { builder } else { builder.header(RETRY_AFTER, "1") };
+        let builder = if self.ended {
+            builder
+        } else {
+            builder.header(RETRY_AFTER, "1")
+        };
         if self.known {
             return builder.status(StatusCode::NOT_MODIFIED).finish();
         }
@@ -473,7 +530,17 @@ mod tests {
     #[test]
     fn prefer_is_read_as_rfc_7240_writes_it() {
         let wait = |text| patience(Some(text)).as_secs();
-        assert_eq!((wait("wait=5"), wait("respond-async, Wait = 7"), wait("wait=10; x=y")), (5, 7, 10));
-        assert_eq!((wait("wait=99"), wait("wait=0"), wait("wait=x"), wait("")), (30, 0, 0, 0));
+        assert_eq!(
+            (
+                wait("wait=5"),
+                wait("respond-async, Wait = 7"),
+                wait("wait=10; x=y")
+            ),
+            (5, 7, 10)
+        );
+        assert_eq!(
+            (wait("wait=99"), wait("wait=0"), wait("wait=x"), wait("")),
+            (30, 0, 0, 0)
+        );
     }
 }

@@ -5,7 +5,6 @@
 
 pub mod assign;
 pub mod books;
-pub mod codes;
 pub mod coupons;
 pub mod health;
 pub mod jobs;
@@ -15,7 +14,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use coupon_core::{
-    Code,
+    Code, Refusal,
     caller::Caller,
     coupon::{Origin, code},
     user::{
@@ -73,7 +72,10 @@ pub fn metadata(value: Value) -> Metadata {
 
 /// Who does it and in which request.
 pub fn origin<'a>(caller: &Caller, id: &'a RequestId) -> Origin<'a> {
-    Origin { actor: caller.actor(), request_id: Some(id.as_str()) }
+    Origin {
+        actor: caller.actor(),
+        request_id: Some(id.as_str()),
+    }
 }
 
 /// A time as clients give it, which PostgreSQL must be able to hold.
@@ -83,9 +85,11 @@ pub fn origin<'a>(caller: &Caller, id: &'a RequestId) -> Origin<'a> {
 pub fn check_time(pointer: &str, time: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>, Problem> {
     use chrono::Datelike;
     match time {
-        Some(time) if !(1..=9999).contains(&time.year()) => {
-            Err(Problem::field(pointer, "out_of_range", "A time lies in the years 1 to 9999."))
-        }
+        Some(time) if !(1..=9999).contains(&time.year()) => Err(Problem::field(
+            pointer,
+            "out_of_range",
+            "A time lies in the years 1 to 9999.",
+        )),
         time => Ok(time),
     }
 }
@@ -94,8 +98,8 @@ pub fn check_time(pointer: &str, time: Option<DateTime<Utc>>) -> Result<Option<D
 ///
 /// # Errors
 /// `not_found`.
-pub fn path_code(text: &str) -> Result<code::Code, Problem> {
-    code::Code::parse(text).map_err(|_| Problem::not_found())
+pub fn path_code(text: &str) -> Result<code::Code, Refusal> {
+    code::Code::parse(text).map_err(|_| Refusal::not_found())
 }
 
 /// Look-ups of codes by callers who cannot list them: those that miss are budgeted, so that codes cannot be scanned.
@@ -115,8 +119,13 @@ impl<'a> Lookup<'a> {
         }
         let limit = api_key::miss_budget(app.db().pool(), caller).await?;
         let budget = Budget::code_miss(caller.id, limit);
-        budget::check(app.db().pool(), app.budgets(), &budget).await?.require()?;
-        Ok(Self { app, budget: Some(budget) })
+        budget::check(app.db().pool(), app.budgets(), &budget)
+            .await?
+            .require()?;
+        Ok(Self {
+            app,
+            budget: Some(budget),
+        })
     }
 
     /// Counts a miss.
@@ -127,9 +136,10 @@ impl<'a> Lookup<'a> {
         if let (Err(problem), Some(budget)) = (&found, &self.budget)
             && problem.code() == Code::NotFound
         {
-            budget::spend(self.app.db().pool(), self.app.budgets(), budget).await?.require()?;
+            budget::spend(self.app.db().pool(), self.app.budgets(), budget)
+                .await?
+                .require()?;
         }
         found
     }
 }
-

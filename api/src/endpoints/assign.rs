@@ -1,0 +1,137 @@
+//! Assignments: drawn at random or of a given code, accepted as jobs.
+
+use coupon_core::{
+    caller::{Caller, Scope},
+    coupon::{accept, locate},
+    job::payload::Wanted,
+};
+use poem_openapi::{
+    Object, OpenApi,
+    param::{Header, Path},
+};
+use uuid::Uuid;
+
+use super::{
+    Lookup, Tag,
+    jobs::{self, JobReply},
+    origin, path_code,
+};
+use crate::{
+    Body, Problem, RequestId,
+    app::App,
+    auth::Auth,
+    once::{Begun, IdempotencyKey, Once},
+};
+
+/// Coupons to be drawn for a user.
+#[derive(Debug, Object)]
+pub struct AssignRequest {
+    /// From which book.
+    book_id: Uuid,
+    /// For whom; a user may leave it out and gets them itself.
+    user_id: Option<Uuid>,
+    /// How many, all or none.
+    #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "one")]
+    count: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// A given code for a user.
+#[derive(Debug, Object)]
+pub struct AssignCodeRequest {
+    /// For whom; a user may leave it out and gets it itself.
+    user_id: Option<Uuid>,
+    /// In which book, if several hold the code.
+    book_id: Option<Uuid>,
+}
+
+/// The endpoints of assignments.
+pub struct Assign {
+    /// What handlers share.
+    pub app: App,
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Coupons")]
+impl Assign {
+    /// Assign coupons drawn at random: a job. A user assigns only to itself, in a book of self-service.
+    #[oai(path = "/coupons/assign", method = "post")]
+    async fn assign(
+        &self,
+        auth: Auth,
+        id: RequestId,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+        body: Body<AssignRequest>,
+    ) -> Result<JobReply, Problem> {
+        let user_id = accept::beneficiary(&auth, body.user_id)?;
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => {
+                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
+            }
+        };
+        let wanted = Wanted::Draw(body.count);
+        let accepted = accept::accept(
+            once.tx(),
+            &auth,
+            body.book_id,
+            user_id,
+            wanted,
+            origin(&auth, &id),
+        )
+        .await;
+        let job_id = once.finish_job(accepted).await?;
+        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+    }
+
+    /// Assign a given code: a job.
+    #[oai(path = "/coupons/assign/:code", method = "post")]
+    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
+    async fn assign_code(
+        &self,
+        auth: Auth,
+        id: RequestId,
+        code: Path<String>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+        body: Body<AssignCodeRequest>,
+    ) -> Result<JobReply, Problem> {
+        let user_id = accept::beneficiary(&auth, body.user_id)?;
+        let lookup = Lookup::begin(&self.app, &auth).await?;
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => {
+                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
+            }
+        };
+        let accepted = accept_code(&mut once, &auth, &code.0, body.book_id, user_id, &id).await;
+        let job_id = lookup.end(once.finish_job(accepted).await).await?;
+        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+    }
+}
+
+async fn accept_code(
+    once: &mut Once,
+    caller: &Caller,
+    code: &str,
+    book_id: Option<Uuid>,
+    user_id: Uuid,
+    id: &RequestId,
+) -> Result<Uuid, coupon_core::Error> {
+    let code = path_code(code)?;
+    let as_user = !caller.may(Scope::Assign);
+    let coupon = locate::locate_for_assignment(once.tx(), as_user, &code, book_id).await?;
+    let wanted = Wanted::Code(coupon.code_key);
+    accept::accept(
+        once.tx(),
+        caller,
+        coupon.book_id,
+        user_id,
+        wanted,
+        origin(caller, id),
+    )
+    .await
+}

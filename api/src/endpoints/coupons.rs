@@ -1,0 +1,327 @@
+//! Coupons: a book's, one, what happened to it, and a holder's own.
+
+use chrono::{DateTime, Utc};
+use coupon_core::{
+    Error,
+    caller::{Caller, Scope},
+    coupon::{self, Behalf, Coupon, CouponId, code, list, locate},
+    user,
+};
+use poem_openapi::{
+    Enum, Object, OpenApi,
+    param::{Path, Query},
+    payload::Json,
+};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Lookup, Metadata, Tag, metadata, path_code};
+use crate::{
+    Nullable, Problem,
+    app::App,
+    auth::Auth,
+    lists::{Limit, Page, decode_cursor},
+};
+
+/// The effective state of a coupon: a lapsed lock shows `assigned`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename = "CouponState", rename_all = "snake_case")]
+pub enum State {
+    /// In the draw.
+    Unassigned,
+    /// Somebody holds it.
+    Assigned,
+    /// Its holder is about to redeem it.
+    Locked,
+    /// Every use is spent.
+    Redeemed,
+    /// Withdrawn for good.
+    Void,
+}
+
+impl From<State> for coupon::State {
+    fn from(state: State) -> Self {
+        match state {
+            State::Unassigned => Self::Unassigned,
+            State::Assigned => Self::Assigned,
+            State::Locked => Self::Locked,
+            State::Redeemed => Self::Redeemed,
+            State::Void => Self::Void,
+        }
+    }
+}
+
+impl From<coupon::State> for State {
+    fn from(state: coupon::State) -> Self {
+        match state {
+            coupon::State::Unassigned => Self::Unassigned,
+            coupon::State::Assigned => Self::Assigned,
+            coupon::State::Locked => Self::Locked,
+            coupon::State::Redeemed => Self::Redeemed,
+            coupon::State::Void => Self::Void,
+        }
+    }
+}
+
+/// One code in one book with its state.
+#[derive(Debug, Object)]
+#[oai(rename = "Coupon")]
+pub struct CouponView {
+    /// As shown.
+    code: String,
+    book_id: Uuid,
+    state: State,
+    assigned_user_id: Nullable<Uuid>,
+    assigned_at: Nullable<DateTime<Utc>>,
+    locked_until: Nullable<DateTime<Utc>>,
+    redemptions_used: i32,
+    redemptions_allowed: i32,
+    expires_at: Nullable<DateTime<Utc>>,
+    metadata: Metadata,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl From<Coupon> for CouponView {
+    fn from(coupon: Coupon) -> Self {
+        Self {
+            code: coupon.code,
+            book_id: coupon.book_id,
+            state: coupon.state.into(),
+            assigned_user_id: coupon.assigned_user_id.into(),
+            assigned_at: coupon.assigned_at.into(),
+            locked_until: coupon.locked_until.into(),
+            redemptions_used: coupon.redemptions_used,
+            redemptions_allowed: coupon.redemptions_allowed,
+            expires_at: coupon.expires_at.into(),
+            metadata: metadata(coupon.metadata),
+            created_at: coupon.created_at,
+            updated_at: coupon.updated_at,
+        }
+    }
+}
+
+/// One line of the audit trail.
+#[derive(Debug, Object)]
+#[oai(rename = "Event")]
+pub struct EventView {
+    id: Uuid,
+    at: DateTime<Utc>,
+    /// What happened: coupon_assigned, coupon_locked, …
+    kind: String,
+    book_id: Uuid,
+    code: Nullable<String>,
+    /// Who: `user:…`, `api_key:…`, or `system`.
+    actor: String,
+    job_id: Nullable<Uuid>,
+    request_id: Nullable<String>,
+    /// The fields that changed, as they were.
+    before: Nullable<Value>,
+    /// The same, as they became.
+    after: Nullable<Value>,
+    /// The link of the audit chain; null until sealed.
+    hash: Nullable<String>,
+}
+
+impl From<list::Event> for EventView {
+    fn from(event: list::Event) -> Self {
+        Self {
+            id: event.id,
+            at: event.at,
+            kind: event.kind,
+            book_id: event.book_id,
+            code: event.code.into(),
+            actor: match event.actor_id {
+                Some(id) => format!("{}:{id}", event.actor_kind),
+                None => event.actor_kind,
+            },
+            job_id: event.job_id.into(),
+            request_id: event.request_id.into(),
+            before: event.before.into(),
+            after: event.after.into(),
+            hash: event
+                .hash
+                .map(|hash| hash.iter().map(|byte| format!("{byte:02x}")).collect())
+                .into(),
+        }
+    }
+}
+
+/// Which coupons exist for a caller who looks one up: a person its own, administrators and machines any.
+///
+/// # Errors
+/// `forbidden` for a machine that may neither read nor redeem.
+pub(super) fn behalf(caller: &Caller) -> Result<Behalf, Problem> {
+    if caller.may(Scope::Read) || caller.may(Scope::Redeem) {
+        return Ok(Behalf::Anybody);
+    }
+    match caller.user_id() {
+        Some(user_id) => Ok(Behalf::Holder(user_id)),
+        None => Err(coupon_core::Refusal::forbidden().into()),
+    }
+}
+
+/// The endpoints of coupons.
+pub struct Coupons {
+    /// What handlers share.
+    pub app: App,
+}
+
+impl Coupons {
+    async fn locate(&self, caller: &Caller, code: &str, book_id: Option<Uuid>) -> Result<CouponId, Problem> {
+        let behalf = behalf(caller)?;
+        let lookup = Lookup::begin(&self.app, caller).await?;
+        let found = async {
+            let code = path_code(code)?;
+            let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+            Ok(locate::locate(&mut connection, behalf, &code, book_id).await?)
+        };
+        lookup.end(found.await).await
+    }
+
+    async fn held_by(
+        &self,
+        user_id: Uuid,
+        state: Option<State>,
+        book_id: Option<Uuid>,
+        limit: Limit,
+        cursor: Option<&str>,
+    ) -> Result<Json<Page<CouponView>>, Problem> {
+        let list = format!("held/{user_id}/{state:?}/{book_id:?}");
+        let after: Option<(Uuid, String)> = decode_cursor(&list, cursor)?;
+        let after = after.map(|(book_id, code_key)| CouponId { book_id, code_key });
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let state = state.map(Into::into);
+        let page = list::list_of_holder(
+            &mut connection,
+            user_id,
+            state,
+            book_id,
+            after.as_ref(),
+            limit.rows(),
+        )
+        .await?;
+        Ok(Json(Page::of(
+            page,
+            &list,
+            |(id, _)| (id.book_id, id.code_key.clone()),
+            |(_, coupon)| coupon.into(),
+        )))
+    }
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Coupons")]
+impl Coupons {
+    /// List a book's coupons in the order of their codes.
+    #[oai(path = "/books/:id/coupons", method = "get")]
+    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
+    async fn list(
+        &self,
+        auth: Auth,
+        id: Path<Uuid>,
+        limit: Query<Limit>,
+        cursor: Query<Option<String>>,
+        state: Query<Option<State>>,
+        user_id: Query<Option<Uuid>>,
+        code: Query<Option<String>>,
+    ) -> Result<Json<Page<CouponView>>, Problem> {
+        auth.require(Scope::Read)?;
+        let list = format!("coupons/{}/{:?}/{:?}/{:?}", id.0, state.0, user_id.0, code.0);
+        let after: Option<String> = decode_cursor(&list, cursor.0.as_deref())?;
+        let wanted = code.0.as_deref().map(code::Code::parse).transpose();
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        coupon_core::book::find(&mut connection, id.0).await?;
+        let Ok(wanted) = wanted else {
+            // What is no code is in no book.
+            return Ok(Json(Page {
+                data: Vec::new(),
+                next_cursor: Nullable(None),
+            }));
+        };
+        let filter = list::Filter {
+            state: state.0.map(Into::into),
+            user_id: user_id.0,
+            code: wanted.as_ref(),
+        };
+        let page = list::list_of_book(&mut connection, id.0, &filter, after.as_deref(), limit.rows()).await?;
+        Ok(Json(Page::of(
+            page,
+            &list,
+            |(key, _)| key.clone(),
+            |(_, coupon)| coupon.into(),
+        )))
+    }
+
+    /// Look up a code.
+    #[oai(path = "/coupons/:code", method = "get")]
+    async fn read(
+        &self,
+        auth: Auth,
+        code: Path<String>,
+        book_id: Query<Option<Uuid>>,
+    ) -> Result<Json<CouponView>, Problem> {
+        let coupon = self.locate(&auth, &code.0, book_id.0).await?;
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        Ok(Json(list::find(&mut connection, &coupon).await?.into()))
+    }
+
+    /// What happened to a coupon, oldest first.
+    #[oai(path = "/coupons/:code/events", method = "get")]
+    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
+    async fn events(
+        &self,
+        auth: Auth,
+        code: Path<String>,
+        book_id: Query<Option<Uuid>>,
+        as_of: Query<Option<DateTime<Utc>>>,
+        limit: Query<Limit>,
+        cursor: Query<Option<String>>,
+    ) -> Result<Json<Page<EventView>>, Problem> {
+        let as_of = super::check_time("?as_of", as_of.0)?;
+        let coupon = self.locate(&auth, &code.0, book_id.0).await?;
+        let list = format!("events/{}/{}/{as_of:?}", coupon.book_id, coupon.code_key);
+        let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let page = list::list_events(&mut connection, &coupon, as_of, after, limit.rows()).await?;
+        Ok(Json(Page::of(page, &list, |event| event.id, EventView::from)))
+    }
+
+    /// The coupons that you hold.
+    #[oai(path = "/me/coupons", method = "get")]
+    async fn mine(
+        &self,
+        auth: Auth,
+        limit: Query<Limit>,
+        cursor: Query<Option<String>>,
+        state: Query<Option<State>>,
+        book_id: Query<Option<Uuid>>,
+    ) -> Result<Json<Page<CouponView>>, Problem> {
+        let Some(user_id) = auth.user_id() else {
+            return Err(coupon_core::Refusal::forbidden().into());
+        };
+        self.held_by(user_id, state.0, book_id.0, limit.0, cursor.0.as_deref())
+            .await
+    }
+
+    /// The coupons that a user holds.
+    #[oai(path = "/users/:id/coupons", method = "get")]
+    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
+    async fn of_user(
+        &self,
+        auth: Auth,
+        id: Path<Uuid>,
+        limit: Query<Limit>,
+        cursor: Query<Option<String>>,
+        state: Query<Option<State>>,
+        book_id: Query<Option<Uuid>>,
+    ) -> Result<Json<Page<CouponView>>, Problem> {
+        auth.require(Scope::Read)?;
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        if user::find(&mut connection, id.0).await?.is_none() {
+            return Err(Problem::not_found());
+        }
+        drop(connection);
+        self.held_by(id.0, state.0, book_id.0, limit.0, cursor.0.as_deref())
+            .await
+    }
+}

@@ -4,7 +4,7 @@
 //! who finds an unmarked one makes it anew.
 //!
 //! `COUPONBOOK_TEST_DATABASE_URL` names the server to use (a role that may create databases); without it the
-//! test processes share a throw-away server of their own, see [`server`].
+//! test processes share a throw-away server of their own (`testing/server.rs`).
 
 mod server;
 

@@ -36,13 +36,15 @@ pub(crate) struct Binaries {
 /// [`StartError::PgBin`] if `PG_BIN` is set and unusable, [`StartError::NotFound`] if nothing was found; both
 /// say what to install or to set.
 pub fn find_binaries() -> Result<PathBuf, StartError> {
-    find(None).map(|binaries| binaries.dir)
+    find(None, None).map(|binaries| binaries.dir)
 }
 
 /// Like [`find_binaries`], but the version that wrote the existing data is preferred where it is installed too.
-pub(crate) fn find(written_by: Option<u32>) -> Result<Binaries, StartError> {
-    if let Some(dir) = env::var_os("PG_BIN").filter(|dir| !dir.is_empty()) {
-        let dir = PathBuf::from(dir);
+pub(crate) fn find(written_by: Option<u32>, given: Option<&Path>) -> Result<Binaries, StartError> {
+    let variable = env::var_os("PG_BIN")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from);
+    if let Some(dir) = given.map(Path::to_path_buf).or(variable) {
         return probe(&dir).map_err(|reason| StartError::PgBin { dir, reason });
     }
     let mut searched = Vec::new();

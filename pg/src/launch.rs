@@ -56,6 +56,8 @@ pub struct Options {
     pub durable: bool,
     /// More server settings; they win over the built-in ones.
     pub settings: Vec<(String, String)>,
+    /// Where the PostgreSQL programs are; looked for when `None`.
+    pub bin_dir: Option<PathBuf>,
 }
 
 /// A running private server, child of this process.
@@ -81,7 +83,10 @@ impl Embedded {
         let lock = Lock::take(&data_dir)?;
         let account = Account::choose(&data_dir)?;
         let written_by = data_dir::version(&data_dir)?;
-        let binaries = binaries::find(written_by.as_deref().and_then(|version| version.parse().ok()))?;
+        let binaries = binaries::find(
+            written_by.as_deref().and_then(|version| version.parse().ok()),
+            options.bin_dir.as_deref(),
+        )?;
         account.check_reach(data_dir.parent().unwrap_or(&data_dir))?;
         match written_by {
             None => data_dir::initialise(&data_dir, &binaries, account, options.durable).await?,

@@ -21,6 +21,7 @@ fn options(dir: &Path) -> Options {
         data_dir: dir.join("postgres"),
         durable: true,
         settings: Vec::new(),
+        bin_dir: None,
     }
 }
 

@@ -168,7 +168,7 @@ async fn start_anew(home: &Path, data_dir: &Path, socket_dir: &Path) -> Result<(
         _ => {}
     }
     let account = Account::choose(data_dir)?;
-    let binaries = binaries::find(None)?;
+    let binaries = binaries::find(None, None)?;
     account.check_reach(home)?;
     data_dir::initialise(data_dir, &binaries, account, false).await?;
     socket::prepare(socket_dir, &account)?;

@@ -9,6 +9,7 @@ pub mod coupon;
 pub mod db;
 pub mod error;
 pub mod id;
+pub mod import;
 pub mod job;
 pub mod page;
 pub mod telemetry;

@@ -49,15 +49,17 @@ COMMENT ON COLUMN jobs.counts              IS 'Counters by name.';
 COMMENT ON COLUMN jobs.result              IS 'What came of it; may hold codes, so only the owner reads it.';
 
 CREATE TABLE job_errors (
-    job_id uuid   NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    seq    bigint NOT NULL,
-    entry  jsonb  NOT NULL,
+    job_id   uuid   NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    seq      bigint NOT NULL,
+    entry    jsonb  NOT NULL,
+    original jsonb,
     PRIMARY KEY (job_id, seq)
 );
-COMMENT ON TABLE  job_errors        IS 'What a job could not do, line by line or item by item.';
-COMMENT ON COLUMN job_errors.job_id IS 'The job.';
-COMMENT ON COLUMN job_errors.seq    IS 'The line or item.';
-COMMENT ON COLUMN job_errors.entry  IS 'The error line as clients see it.';
+COMMENT ON TABLE  job_errors          IS 'What a job could not do, line by line or item by item.';
+COMMENT ON COLUMN job_errors.job_id   IS 'The job.';
+COMMENT ON COLUMN job_errors.seq      IS 'The line or item.';
+COMMENT ON COLUMN job_errors.entry    IS 'The error line as clients see it.';
+COMMENT ON COLUMN job_errors.original IS 'The fields of the line as they were sent, an array of strings, for the report that can be mended and sent again; null when the job was not about a file.';
 
 CREATE UNLOGGED TABLE job_marks (
     job_id    uuid        PRIMARY KEY,
@@ -82,19 +84,26 @@ CREATE TABLE uploads (
     created_by   uuid        NOT NULL,
     created_at   timestamptz NOT NULL DEFAULT now(),
     completed_at timestamptz,
+    removed_at   timestamptz,
     touched_at   timestamptz NOT NULL DEFAULT now(),
-    bytes        bigint      NOT NULL DEFAULT 0,
-    sha256       bytea
+    bytes        bigint      NOT NULL DEFAULT 0 CHECK (bytes >= 0),
+    lines        bigint      NOT NULL DEFAULT 0 CHECK (lines >= 0),
+    sha256       bytea       CHECK (length(sha256) = 32),
+    CONSTRAINT uploads_complete_has_hash CHECK ((completed_at IS NULL) = (sha256 IS NULL)),
+    CONSTRAINT uploads_removed_was_complete CHECK (removed_at IS NULL OR completed_at IS NOT NULL)
 );
 CREATE INDEX uploads_unfinished ON uploads (touched_at) WHERE completed_at IS NULL;
+CREATE INDEX uploads_kept ON uploads (completed_at) WHERE completed_at IS NOT NULL AND removed_at IS NULL;
 COMMENT ON TABLE  uploads              IS 'Files sent for import, kept so that any worker can run or resume the job.';
 COMMENT ON COLUMN uploads.id           IS 'UUIDv7.';
 COMMENT ON COLUMN uploads.book_id      IS 'The book it is for.';
 COMMENT ON COLUMN uploads.created_by   IS 'Who sent it.';
 COMMENT ON COLUMN uploads.created_at   IS 'When the first byte arrived.';
 COMMENT ON COLUMN uploads.completed_at IS 'When the last byte had arrived; null for one that is under way or was cut.';
+COMMENT ON COLUMN uploads.removed_at   IS 'When retention removed its text; null while the text is kept.';
 COMMENT ON COLUMN uploads.touched_at   IS 'When the last chunk arrived; an unfinished one that stays untouched is swept.';
 COMMENT ON COLUMN uploads.bytes        IS 'Length of the text.';
+COMMENT ON COLUMN uploads.lines        IS 'Physical lines of the text, counted while it came in; what progress is measured against.';
 COMMENT ON COLUMN uploads.sha256       IS 'Of the bytes as sent.';
 
 CREATE TABLE upload_chunks (
@@ -120,7 +129,10 @@ CREATE TABLE imports (
     duplicate_in_file bigint  NOT NULL DEFAULT 0,
     duplicate_in_book bigint  NOT NULL DEFAULT 0,
     invalid           bigint  NOT NULL DEFAULT 0,
-    settings          jsonb   NOT NULL
+    validated         bigint  NOT NULL DEFAULT 0,
+    pass              text    NOT NULL DEFAULT 'write' CHECK (pass IN ('validate', 'write')),
+    settings          jsonb   NOT NULL,
+    written_at        timestamptz[] NOT NULL DEFAULT '{}'
 );
 CREATE INDEX imports_upload ON imports (upload_id);
 COMMENT ON TABLE  imports                   IS 'Where an import stands; one step moves it on in one transaction with what it wrote.';
@@ -134,7 +146,21 @@ COMMENT ON COLUMN imports.accepted          IS 'Coupons made.';
 COMMENT ON COLUMN imports.duplicate_in_file IS 'Records that repeat an earlier one of the file.';
 COMMENT ON COLUMN imports.duplicate_in_book IS 'Records whose code the book had before.';
 COMMENT ON COLUMN imports.invalid           IS 'Records with another fault.';
+COMMENT ON COLUMN imports.validated         IS 'Records read by the pass that only validates.';
+COMMENT ON COLUMN imports.pass              IS 'Which pass is under way: validate (writes no coupon) or write.';
 COMMENT ON COLUMN imports.settings          IS 'Mode, dialect and columns, as given and as found out.';
+COMMENT ON COLUMN imports.written_at        IS 'The created_at of the coupons of each chunk, distinct per book: tells this import''s own coupons from older ones.';
+
+CREATE UNLOGGED TABLE import_seen (
+    job_id uuid    NOT NULL,
+    key    text    COLLATE "C" NOT NULL,
+    count  integer NOT NULL DEFAULT 1,
+    PRIMARY KEY (job_id, key)
+);
+COMMENT ON TABLE  import_seen        IS 'What a validating pass has met so far. A crash of the server empties it; the pass notices, because its sentinel row is gone, and begins again.';
+COMMENT ON COLUMN import_seen.job_id IS 'The import.';
+COMMENT ON COLUMN import_seen.key    IS 'c and a code_key, u and the id of a user, or nothing: the sentinel.';
+COMMENT ON COLUMN import_seen.count  IS 'For a user: coupons that the file gives to it.';
 
 CREATE TABLE code_job_slots (
     book_id uuid PRIMARY KEY,

@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod csv;
 pub mod edge;
 pub mod endpoints;
 pub mod etag;
@@ -42,9 +43,10 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
-    use endpoints::{assign, books, coupons, health, jobs, till};
+    use endpoints::{assign, books, codes, coupons, health, jobs, till};
     let endpoints = (
         books::Books { app: app.clone() },
+        codes::Codes { app: app.clone() },
         coupons::Coupons { app: app.clone() },
         assign::Assign { app: app.clone() },
         till::Till { app: app.clone() },

@@ -11,6 +11,7 @@ use coupon_core::{
     caller::{Access, Caller, Role, Scope},
     coupon::{Origin, accept},
     db::{self, Db},
+    import::{Mode, create::create_from_codes},
     job::{
         payload::Wanted,
         signals::{Signal, Signals},
@@ -126,7 +127,8 @@ async fn fill(db: &Db) -> anyhow::Result<Demo> {
         let codes: Vec<String> = (0..CODES / 2)
             .map(|_| format!("{prefix}-{}", random_text()))
             .collect();
-        coupon_core::import::create_from_codes(&mut tx, book.id, &codes, origin).await?;
+        let (mode, request_id) = (Mode::default(), origin.request_id);
+        create_from_codes(&mut tx, book.id, &codes, mode, origin.actor, request_id).await?;
     }
     db::commit(tx).await?;
     // The codes come by a job; assignments wait in the queue behind it.

@@ -11,6 +11,7 @@ pub mod db;
 pub mod error;
 pub mod id;
 pub mod idempotency;
+pub mod import;
 pub mod job;
 pub mod leftovers;
 pub mod page;

@@ -189,6 +189,13 @@ pub struct JobReply {
     replayed: bool,
 }
 
+impl JobReply {
+    /// Whether it is the answer to a repeated request.
+    pub fn is_replayed(&self) -> bool {
+        self.replayed
+    }
+}
+
 impl IntoResponse for JobReply {
     fn into_response(self) -> Response {
         let location = self.job.links.itself.clone();

@@ -5,6 +5,7 @@
 
 pub mod assign;
 pub mod books;
+pub mod codes;
 pub mod coupons;
 pub mod health;
 pub mod jobs;

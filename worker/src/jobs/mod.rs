@@ -6,7 +6,7 @@ mod assign;
 mod sweeps;
 
 use coupon_core::{
-    Error,
+    Error, import,
     job::{
         claim::{Claimed, Finished, Outcome},
         payload::{AssignCoupons, Payload},
@@ -34,7 +34,7 @@ pub(crate) async fn run(
                 assigns.push((row.id, request));
                 continue;
             }
-            Some(Payload::ImportCodes) => Ok(Finished::undecodable()),
+            Some(Payload::ImportCodes) => import::step::step(connection, row.id).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
             Some(Payload::SweepLeftovers) => sweeps::leftovers(connection).await,
         };

@@ -96,9 +96,12 @@ pub(super) fn backoff((first, longest): (Duration, Duration), n: u32) -> Duratio
     full.mul_f64(rand::random_range(0.5..=1.0))
 }
 
+/// A claim under way: `None` when nothing is due.
+type Claiming = JoinHandle<Result<Option<(Tx, Vec<Claimed>)>, StoreError>>;
+
 enum Phase {
     Start,
-    Claiming(JoinHandle<Result<Option<(Tx, Vec<Claimed>)>, StoreError>>),
+    Claiming(Claiming),
     Waiting(Pin<Box<dyn Future<Output = ()> + Send>>),
     Ended,
 }
@@ -129,7 +132,7 @@ impl BatchBackend {
         }
     }
 
-    fn claim(&mut self) -> JoinHandle<Result<Option<(Tx, Vec<Claimed>)>, StoreError>> {
+    fn claim(&mut self) -> Claiming {
         // Seen before the claim: what is rung while it runs starts the next one at once.
         self.wake.mark_unchanged();
         // Rows that were in trouble and fresh ones take turns, so that neither starves the other.

@@ -1,0 +1,306 @@
+//! Codes into a book: a CSV file as a stream, or a short list as JSON; both become an import job.
+
+use bytes::Bytes;
+use coupon_core::{
+    Error, book,
+    import::{
+        Mode, Settings,
+        create::{self, NewImport},
+        dialect,
+        report::ErrorsCsv,
+        upload::{self, Limits, Receiver, Upload},
+    },
+};
+use futures_util::{StreamExt, stream};
+use poem_openapi::{
+    Enum, Object, OpenApi,
+    param::{Header, Path, Query},
+};
+use uuid::Uuid;
+
+use super::{
+    Tag,
+    jobs::{self, JobReply},
+};
+use crate::{
+    Body, Problem, RequestId,
+    app::App,
+    auth::Auth,
+    csv::{CsvBody, CsvReport},
+    once::{Begun, IdempotencyKey, Once},
+};
+
+/// What is done about bad lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename_all = "snake_case")]
+pub enum ImportMode {
+    /// Good lines are imported, bad ones are listed.
+    SkipInvalid,
+    /// One bad line and nothing is imported.
+    AllOrNothing,
+    /// Nothing is imported; the report says what would be.
+    ValidateOnly,
+}
+
+impl From<ImportMode> for Mode {
+    fn from(mode: ImportMode) -> Self {
+        match mode {
+            ImportMode::SkipInvalid => Self::SkipInvalid,
+            ImportMode::AllOrNothing => Self::AllOrNothing,
+            ImportMode::ValidateOnly => Self::ValidateOnly,
+        }
+    }
+}
+
+/// A short list of codes.
+#[derive(Debug, Object)]
+pub struct CodeList {
+    /// 1 to 10,000 codes.
+    #[oai(validator(min_items = 1, max_items = 10000))]
+    codes: Vec<String>,
+    /// What is done about bad ones; skip_invalid by default.
+    mode: Option<ImportMode>,
+}
+
+/// How a file is to be read; what is absent is found out.
+struct Given {
+    book_id: Uuid,
+    mode: Option<ImportMode>,
+    delimiter: Option<String>,
+    column: Option<String>,
+    has_header: Option<bool>,
+    encoding: Option<String>,
+    metadata_columns: Option<bool>,
+}
+
+impl Given {
+    fn settings(&self) -> Result<Settings, Problem> {
+        let delimiter = match self.delimiter.as_deref() {
+            None => None,
+            Some("tab" | "\\t") => Some('\t'),
+            Some(text) => {
+                let mut characters = text.chars();
+                let known =
+                    |delimiter: &char| dialect::DELIMITERS.contains(delimiter) && text.chars().count() == 1;
+                Some(characters.next().filter(known).ok_or_else(|| {
+                    Problem::field(
+                        "?delimiter",
+                        "not_in_enum",
+                        "A delimiter is a comma, a semicolon, a bar or `tab`.",
+                    )
+                })?)
+            }
+        };
+        Ok(Settings {
+            mode: self.mode.map(Mode::from).unwrap_or_default(),
+            delimiter,
+            column: self.column.clone(),
+            has_header: self.has_header,
+            encoding: self.encoding.clone(),
+            metadata_columns: self.metadata_columns.unwrap_or(false),
+        })
+    }
+}
+
+/// The endpoints of codes.
+pub struct Codes {
+    /// What handlers share.
+    pub app: App,
+}
+
+impl Codes {
+    async fn import(
+        &self,
+        auth: &Auth,
+        id: &RequestId,
+        key: IdempotencyKey,
+        prefer: Option<&str>,
+        given: Given,
+        body: CsvBody,
+    ) -> Result<JobReply, Problem> {
+        auth.require_admin()?;
+        let settings = given.settings()?;
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        book::find(&mut connection, given.book_id).await?;
+        drop(connection);
+        let upload = self.receive(auth, &given, body).await?;
+        let accepted = self
+            .accept(auth, id, key, prefer, &given, settings, &upload)
+            .await;
+        if !matches!(&accepted, Ok(reply) if !reply.is_replayed()) {
+            // Nobody will read it; if this fails the sweep takes it.
+            let _ = upload::discard(self.app.db(), upload.id).await;
+        }
+        accepted
+    }
+
+    async fn receive(&self, auth: &Auth, given: &Given, body: CsvBody) -> Result<Upload, Problem> {
+        let limits = Limits {
+            text_bytes: self.app.max_upload_bytes(),
+            ..Limits::default()
+        };
+        let mut receiver = Receiver::begin(
+            self.app.db(),
+            given.book_id,
+            auth.actor(),
+            given.encoding.as_deref(),
+            limits,
+        )
+        .await?;
+        let mut chunks = body.0.into_bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            let fed = match chunk {
+                Ok(chunk) => receiver.feed(&chunk).await.map_err(Problem::from),
+                Err(_) => Err(Problem::field(
+                    "",
+                    "incomplete",
+                    "The file did not arrive completely; nothing was imported.",
+                )),
+            };
+            if let Err(problem) = fed {
+                let _ = receiver.abort().await;
+                return Err(problem);
+            }
+        }
+        Ok(receiver.finish().await?)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the request's parts, once")]
+    async fn accept(
+        &self,
+        auth: &Auth,
+        id: &RequestId,
+        key: IdempotencyKey,
+        prefer: Option<&str>,
+        given: &Given,
+        settings: Settings,
+        upload: &Upload,
+    ) -> Result<JobReply, Problem> {
+        let mut once = match Once::begin(&self.app, self.app.db(), auth, key, Some(&upload.sha256)).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return jobs::replay(&self.app, auth, answer, prefer).await,
+        };
+        let new = NewImport {
+            book_id: given.book_id,
+            upload_id: upload.id,
+            settings,
+            actor: auth.actor(),
+            request_id: Some(id.as_str()),
+        };
+        let accepted = create::create(once.tx(), &new).await;
+        let job_id = once.finish_job(accepted).await?;
+        jobs::reply(&self.app, auth, job_id, prefer, false).await
+    }
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Books")]
+impl Codes {
+    /// Import a CSV file of codes: a job. The file is read as a stream and kept until the job is over.
+    #[oai(path = "/books/:id/codes/import", method = "post")]
+    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
+    async fn import_file(
+        &self,
+        auth: Auth,
+        request_id: RequestId,
+        id: Path<Uuid>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+        mode: Query<Option<ImportMode>>,
+        delimiter: Query<Option<String>>,
+        column: Query<Option<String>>,
+        has_header: Query<Option<bool>>,
+        encoding: Query<Option<String>>,
+        metadata_columns: Query<Option<bool>>,
+        body: CsvBody,
+    ) -> Result<JobReply, Problem> {
+        let given = Given {
+            book_id: id.0,
+            mode: mode.0,
+            delimiter: delimiter.0,
+            column: column.0,
+            has_header: has_header.0,
+            encoding: encoding.0,
+            metadata_columns: metadata_columns.0,
+        };
+        self.import(&auth, &request_id, key, prefer.0.as_deref(), given, body)
+            .await
+    }
+
+    /// Import a CSV file of codes (another name of POST /v1/books/{id}/codes/import).
+    #[oai(path = "/coupons/codes", method = "post")]
+    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
+    async fn import_file_as_coupons(
+        &self,
+        auth: Auth,
+        request_id: RequestId,
+        book_id: Query<Uuid>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+        mode: Query<Option<ImportMode>>,
+        delimiter: Query<Option<String>>,
+        column: Query<Option<String>>,
+        has_header: Query<Option<bool>>,
+        encoding: Query<Option<String>>,
+        metadata_columns: Query<Option<bool>>,
+        body: CsvBody,
+    ) -> Result<JobReply, Problem> {
+        let given = Given {
+            book_id: book_id.0,
+            mode: mode.0,
+            delimiter: delimiter.0,
+            column: column.0,
+            has_header: has_header.0,
+            encoding: encoding.0,
+            metadata_columns: metadata_columns.0,
+        };
+        self.import(&auth, &request_id, key, prefer.0.as_deref(), given, body)
+            .await
+    }
+
+    /// Add a short list of codes: a job. While another job adds codes to the book, this one waits.
+    #[oai(path = "/books/:id/codes", method = "post")]
+    async fn add(
+        &self,
+        auth: Auth,
+        request_id: RequestId,
+        id: Path<Uuid>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+        body: Body<CodeList>,
+    ) -> Result<JobReply, Problem> {
+        auth.require_admin()?;
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => {
+                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
+            }
+        };
+        let mode = body.mode.map(Mode::from).unwrap_or_default();
+        let (actor, id_text) = (auth.actor(), Some(request_id.as_str()));
+        let accepted = create::create_from_codes(once.tx(), id.0, &body.codes, mode, actor, id_text).await;
+        let job_id = once.finish_job(accepted).await?;
+        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+    }
+
+    /// What an import could not do, as CSV with the original columns: mend it and send it again.
+    #[oai(path = "/jobs/:id/errors.csv", method = "get")]
+    async fn errors_csv(&self, auth: Auth, id: Path<Uuid>) -> Result<CsvReport, Problem> {
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let report = ErrorsCsv::begin(&mut connection, &auth, id.0).await?;
+        drop(connection);
+        let app = self.app.clone();
+        let pages = stream::try_unfold(report, move |mut report| {
+            let app = app.clone();
+            async move {
+                // A connection per page: a slow reader holds none.
+                let mut connection = app.db().pool().acquire().await.map_err(std::io::Error::other)?;
+                let page = report
+                    .next(&mut connection)
+                    .await
+                    .map_err(std::io::Error::other)?;
+                Ok(page.map(|page| (Bytes::from(page), report)))
+            }
+        });
+        Ok(CsvReport::new(format!("errors-{}.csv", id.0), pages))
+    }
+}

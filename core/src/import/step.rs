@@ -1,0 +1,562 @@
+//! One step of an import: so many records, in one transaction with the place where the next step goes on.
+//!
+//! Invariant: the cursor moves in the transaction that writes what was read, so a record is dealt with exactly once
+//! however often a step is tried; and because a row is judged as if all before it were written, where steps end does
+//! not show. The book's one slot for jobs that add codes is held from the first step to the end.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    Mode, Settings,
+    dialect::Layout,
+    plan::{DUPLICATE_IN_BOOK, DUPLICATE_IN_FILE, Known, Numbered, Plan, Scope},
+    records::{MAX_RECORD, Next, Place, Record, Records},
+    row::{self, Fault, Rules},
+    text, write,
+};
+use crate::{
+    coupon::draw::DrawState,
+    error::{Code, Error, Refusal, Result},
+    job::{
+        State,
+        claim::{Finished, Outcome, Step},
+        ledger,
+    },
+};
+
+/// Records of a step: about a tenth of a second in which the book's draw is held.
+pub const STEP_RECORDS: usize = 20_000;
+
+/// Text of a step, when records are long.
+const STEP_BYTES: i64 = 4 << 20;
+
+/// How long a step waits for another job to give the book's slot back.
+const SLOT_WAIT: Duration = Duration::from_millis(500);
+
+/// The most of a value that an error line shows, in characters.
+const SHOWN_VALUE: usize = 200;
+
+/// What the table `imports` keeps in `settings`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Kept {
+    /// As asked.
+    pub(super) given: Settings,
+    /// As found out.
+    pub(super) layout: Layout,
+}
+
+/// Runs the next step of an import.
+///
+/// # Errors
+/// When the database fails; refusals end the job.
+pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome> {
+    let Some(mut import) = Import::read(connection, job_id).await? else {
+        return Ok(Finished::undecodable());
+    };
+    if ledger::is_cancelled(connection, job_id).await? {
+        return Ok(import.finished(State::Cancelled, None));
+    }
+    if !take_slot(connection, import.origin.book_id, job_id).await? {
+        return Ok(Outcome::Snoozed(SLOT_WAIT));
+    }
+    match import.advance(connection).await {
+        Err(Error::Refused(refusal)) => Ok(import.finished(State::Failed, Some(refusal))),
+        done => done,
+    }
+}
+
+/// Takes the book's slot for jobs that add codes, unless another job has it.
+async fn take_slot(connection: &mut PgConnection, book_id: Uuid, job_id: Uuid) -> Result<bool> {
+    sqlx::query("INSERT INTO code_job_slots (book_id, job_id) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+        .bind(book_id)
+        .bind(job_id)
+        .execute(&mut *connection)
+        .await?;
+    Ok(
+        sqlx::query_scalar("SELECT job_id = $2 FROM code_job_slots WHERE book_id = $1")
+            .bind(book_id)
+            .bind(job_id)
+            .fetch_optional(connection)
+            .await?
+            .unwrap_or(false),
+    )
+}
+
+#[derive(sqlx::FromRow)]
+struct ImportRow {
+    book_id: Uuid,
+    upload_id: Uuid,
+    cursor: i64,
+    line: i64,
+    rows: i64,
+    accepted: i64,
+    duplicate_in_file: i64,
+    duplicate_in_book: i64,
+    invalid: i64,
+    validated: i64,
+    pass: String,
+    settings: sqlx::types::Json<Kept>,
+    written_at: Vec<DateTime<Utc>>,
+    bytes: i64,
+    lines: i64,
+    created_by: Uuid,
+    created_by_kind: String,
+    request_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    rows: i64,
+    accepted: i64,
+    duplicate_in_file: i64,
+    duplicate_in_book: i64,
+    invalid: i64,
+}
+
+/// An import as it stands.
+struct Import {
+    origin: write::Origin,
+    upload_id: Uuid,
+    place: Place,
+    counts: Counts,
+    validated: i64,
+    validating: bool,
+    mode: Mode,
+    layout: Layout,
+    written_at: Vec<DateTime<Utc>>,
+    text_bytes: i64,
+    lines: i64,
+}
+
+impl Import {
+    async fn read(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Self>> {
+        let row: Option<ImportRow> = sqlx::query_as(
+            "SELECT i.book_id, i.upload_id, i.cursor, i.line, i.rows, i.accepted, i.duplicate_in_file,
+                    i.duplicate_in_book, i.invalid, i.validated, i.pass, i.settings, i.written_at, u.bytes, u.lines,
+                    j.created_by, j.created_by_kind, j.request_id
+             FROM imports i JOIN jobs j ON j.id = i.job_id JOIN uploads u ON u.id = i.upload_id
+             WHERE i.job_id = $1",
+        )
+        .bind(job_id)
+        .fetch_optional(connection)
+        .await?;
+        Ok(row.map(|row| Self {
+            origin: write::Origin {
+                job_id,
+                book_id: row.book_id,
+                actor_kind: row.created_by_kind,
+                actor_id: row.created_by,
+                request_id: row.request_id,
+            },
+            upload_id: row.upload_id,
+            place: Place {
+                offset: row.cursor,
+                line: row.line,
+            },
+            counts: Counts {
+                rows: row.rows,
+                accepted: row.accepted,
+                duplicate_in_file: row.duplicate_in_file,
+                duplicate_in_book: row.duplicate_in_book,
+                invalid: row.invalid,
+            },
+            validated: row.validated,
+            validating: row.pass == "validate",
+            mode: row.settings.0.given.mode,
+            layout: row.settings.0.layout,
+            written_at: row.written_at,
+            text_bytes: row.bytes,
+            lines: row.lines,
+        }))
+    }
+
+    async fn advance(&mut self, connection: &mut PgConnection) -> Result<Outcome> {
+        if self.validating
+            && !guard_seen(connection, self.origin.job_id, self.place == self.layout.start()).await?
+        {
+            self.begin_again(connection).await?;
+        }
+        let rules = BookRules::read(connection, self.origin.book_id).await?;
+        let mut chunk = self.parse(connection, &rules.rows).await?;
+        // From here on no other job can add codes to this book or give coupons of it away.
+        let mut draw = DrawState::lock(connection, self.origin.book_id).await?;
+        if BookRules::read(connection, self.origin.book_id).await? != rules {
+            return Ok(Outcome::Snoozed(Duration::ZERO)); // the configuration has just changed: read the lines by it
+        }
+        let scope = Scope {
+            job_id: self.origin.job_id,
+            book_id: self.origin.book_id,
+            max_per_user: rules.max_assignments_per_user,
+            written_at: &self.written_at,
+        };
+        let mut known = Known::read(connection, scope, &chunk.rows).await?;
+        if self.validating {
+            known.read_seen(connection, scope, &chunk.rows).await?;
+        }
+        let mut plan = known.decide(std::mem::take(&mut chunk.rows));
+        chunk.faults.append(&mut plan.faults);
+        self.count(&chunk, &plan);
+        if self.validating {
+            write::seen(connection, self.origin.job_id, &plan).await?;
+        } else if let Some(created_at) = write::coupons(connection, &self.origin, &mut draw, plan).await? {
+            self.written_at.push(created_at);
+        }
+        let lines = chunk.error_lines(&self.layout);
+        if let Some(End::Stopped(line)) = chunk.end {
+            // The job may have been tried before: it has come to the same line.
+            write::forget_error(connection, self.origin.job_id, line).await?;
+            write::errors(connection, self.origin.job_id, lines).await?;
+            return Ok(self.outcome(&chunk));
+        }
+        write::errors(connection, self.origin.job_id, lines).await?;
+        self.place = chunk.place;
+        let outcome = self.outcome(&chunk);
+        self.save(connection).await?;
+        Ok(outcome)
+    }
+
+    /// Reads records until the step is full.
+    async fn parse(&self, connection: &mut PgConnection, rules: &Rules) -> Result<Chunk> {
+        let mut chunk = Chunk::new(self.place);
+        let mut records = Records::new(self.layout.delimiter_byte(), self.place);
+        'pieces: while chunk.end.is_none() && !chunk.is_full(self.place) {
+            let at = records.read_to();
+            let piece = if at < self.text_bytes {
+                text::read(connection, self.upload_id, at).await?
+            } else {
+                Vec::new()
+            };
+            let last = at + i64::try_from(piece.len()).unwrap_or(0) >= self.text_bytes;
+            let mut rest = piece.as_slice();
+            while !chunk.is_full(self.place) {
+                match records.next(&mut rest, last) {
+                    Next::Record(record) => {
+                        chunk.push(&record, row::read(&record, &self.layout, rules));
+                        chunk.place = records.place();
+                    }
+                    Next::NeedInput => break,
+                    Next::End => {
+                        chunk.place = records.place();
+                        chunk.end = Some(End::Whole);
+                        break;
+                    }
+                    // What cannot be read gets a step of its own, which leaves the cursor where it is.
+                    Next::Unclosed(_) | Next::TooLong(_) if !chunk.lines.is_empty() => break 'pieces,
+                    Next::Unclosed(line) => {
+                        chunk.stop(
+                            line,
+                            "unclosed_quote",
+                            "A quote that is opened on this line never closes.".into(),
+                        );
+                        break;
+                    }
+                    Next::TooLong(line) => {
+                        let detail = format!(
+                            "The record that starts on this line is longer than {} KiB; a quote may be open.",
+                            MAX_RECORD >> 10
+                        );
+                        chunk.stop(line, "record_too_long", detail);
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(chunk)
+    }
+
+    fn count(&mut self, chunk: &Chunk, plan: &Plan) {
+        let of = |reason| {
+            chunk
+                .faults
+                .iter()
+                .filter(|(_, fault)| fault.reason == reason)
+                .count()
+        };
+        let (in_file, in_book) = (of(DUPLICATE_IN_FILE), of(DUPLICATE_IN_BOOK));
+        let add = |to: &mut i64, count: usize| *to += i64::try_from(count).unwrap_or(0);
+        add(&mut self.counts.rows, chunk.lines.len());
+        add(&mut self.counts.accepted, plan.made.len());
+        add(&mut self.counts.duplicate_in_file, in_file);
+        add(&mut self.counts.duplicate_in_book, in_book);
+        add(&mut self.counts.invalid, chunk.faults.len() - in_file - in_book);
+    }
+
+    /// What the step came to; turns to the writing pass when everything has proved good.
+    fn outcome(&mut self, chunk: &Chunk) -> Outcome {
+        let bad = self.counts.rows - self.counts.accepted;
+        match &chunk.end {
+            None => Outcome::NextStep(self.progress()),
+            Some(End::Stopped(line)) => self.finished(
+                State::Failed,
+                Some(Refusal::new(
+                    Code::ValidationFailed,
+                    format!("The file cannot be read from line {line} on; see the list of errors."),
+                )),
+            ),
+            Some(End::Whole) if self.validating && self.mode == Mode::AllOrNothing => {
+                if bad > 0 {
+                    return self.finished(
+                        State::Failed,
+                        Some(Refusal::new(
+                            Code::ValidationFailed,
+                            format!(
+                                "{bad} of {} records have faults, so nothing was imported.",
+                                self.counts.rows
+                            ),
+                        )),
+                    );
+                }
+                self.validated = self.counts.rows;
+                self.validating = false;
+                self.place = self.layout.start();
+                self.counts = Counts::default();
+                Outcome::NextStep(self.progress())
+            }
+            Some(End::Whole) if bad > 0 => self.finished(State::PartiallySucceeded, None),
+            Some(End::Whole) => self.finished(State::Succeeded, None),
+        }
+    }
+
+    async fn save(&self, connection: &mut PgConnection) -> Result<()> {
+        sqlx::query(
+            "UPDATE imports SET cursor = $2, line = $3, rows = $4, accepted = $5, duplicate_in_file = $6,
+                 duplicate_in_book = $7, invalid = $8, validated = $9, pass = $10, written_at = $11
+             WHERE job_id = $1",
+        )
+        .bind(self.origin.job_id)
+        .bind(self.place.offset)
+        .bind(self.place.line)
+        .bind(self.counts.rows)
+        .bind(self.counts.accepted)
+        .bind(self.counts.duplicate_in_file)
+        .bind(self.counts.duplicate_in_book)
+        .bind(self.counts.invalid)
+        .bind(self.validated)
+        .bind(if self.validating { "validate" } else { "write" })
+        .bind(&self.written_at)
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+
+    /// A validating pass whose memory a crash of the server has emptied starts over.
+    async fn begin_again(&mut self, connection: &mut PgConnection) -> Result<()> {
+        self.place = self.layout.start();
+        self.counts = Counts::default();
+        sqlx::query("DELETE FROM job_errors WHERE job_id = $1")
+            .bind(self.origin.job_id)
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Counts as clients see them: a pass that goes before the writing one has accepted nothing.
+    fn named_counts(&self) -> BTreeMap<String, i64> {
+        let accepted = match self.mode {
+            Mode::AllOrNothing if self.validating => 0,
+            _ => self.counts.accepted,
+        };
+        [
+            ("rows", self.counts.rows),
+            ("accepted", accepted),
+            ("duplicate_in_file", self.counts.duplicate_in_file),
+            ("duplicate_in_book", self.counts.duplicate_in_book),
+            ("invalid", self.counts.invalid),
+        ]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into()
+    }
+
+    /// How far the import is. The total is the number of lines, which is right for most files and put right at the end;
+    /// of two passes each is a half.
+    fn progress(&self) -> Step {
+        let rows = self.lines - (self.layout.line - 1);
+        let done = if self.mode == Mode::AllOrNothing {
+            (self.validated + self.counts.rows) / 2
+        } else {
+            self.counts.rows
+        };
+        Step {
+            done,
+            total: Some(rows.max(done)),
+            counts: self.named_counts(),
+        }
+    }
+
+    fn finished(&self, state: State, refusal: Option<Refusal>) -> Outcome {
+        let counts = self.named_counts();
+        let over = matches!(state, State::Succeeded | State::PartiallySucceeded);
+        Outcome::Finished(Finished {
+            state,
+            result: Some(serde_json::json!(counts)),
+            step: Step {
+                done: self.counts.rows,
+                total: over.then_some(self.counts.rows),
+                counts,
+            },
+            refusal,
+        })
+    }
+}
+
+/// Whether what a validating pass remembers is still there; the first step lays down the sentinel.
+async fn guard_seen(connection: &mut PgConnection, job_id: Uuid, first: bool) -> Result<bool> {
+    let laid = sqlx::query("INSERT INTO import_seen (job_id, key) VALUES ($1, '') ON CONFLICT DO NOTHING")
+        .bind(job_id)
+        .execute(connection)
+        .await?
+        .rows_affected();
+    Ok(first || laid == 0)
+}
+
+/// What of the book's configuration decides.
+#[derive(Debug, Clone, Copy)]
+struct BookRules {
+    rows: Rules,
+    max_assignments_per_user: Option<i32>,
+}
+
+impl PartialEq for BookRules {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |rules: &Self| {
+            (
+                rules.rows.exact_codes,
+                rules.rows.redemptions_per_coupon,
+                rules.rows.zone,
+                rules.max_assignments_per_user,
+            )
+        };
+        key(self) == key(other)
+    }
+}
+
+impl BookRules {
+    async fn read(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
+        let row: Option<(bool, i32, String, Option<i32>)> = sqlx::query_as(
+            "SELECT exact_codes, redemptions_per_coupon, time_zone, max_assignments_per_user FROM books WHERE id = $1",
+        )
+        .bind(book_id)
+        .fetch_optional(connection)
+        .await?;
+        let (exact_codes, redemptions_per_coupon, zone, max_assignments_per_user) =
+            row.ok_or_else(Refusal::not_found)?;
+        Ok(Self {
+            rows: Rules {
+                exact_codes,
+                redemptions_per_coupon,
+                zone: zone.parse().unwrap_or(chrono_tz::UTC),
+            },
+            max_assignments_per_user,
+        })
+    }
+}
+
+/// Why reading ended.
+enum End {
+    /// The text is used up.
+    Whole,
+    /// Nothing from this line on can be read.
+    Stopped(i64),
+}
+
+/// The records of a step.
+struct Chunk {
+    rows: Vec<Numbered>,
+    faults: Vec<(usize, Fault)>,
+    /// The line of each record.
+    lines: Vec<i64>,
+    /// The fields of all records, one after another, and where each record's begin.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    begins: Vec<(usize, usize)>,
+    place: Place,
+    end: Option<End>,
+}
+
+impl Chunk {
+    fn new(place: Place) -> Self {
+        Self {
+            rows: Vec::new(),
+            faults: Vec::new(),
+            lines: Vec::new(),
+            bytes: Vec::new(),
+            ends: Vec::new(),
+            begins: Vec::new(),
+            place,
+            end: None,
+        }
+    }
+
+    fn is_full(&self, from: Place) -> bool {
+        self.lines.len() >= STEP_RECORDS || self.place.offset - from.offset >= STEP_BYTES
+    }
+
+    fn push(&mut self, record: &Record<'_>, read: Result<row::Row, Fault>) {
+        let number = self.lines.len();
+        self.lines.push(record.line);
+        self.begins.push((self.bytes.len(), self.ends.len()));
+        for field in record.fields() {
+            self.bytes.extend_from_slice(field);
+            self.ends.push(self.bytes.len());
+        }
+        match read {
+            Ok(row) => self.rows.push(Numbered { record: number, row }),
+            Err(fault) => self.faults.push((number, fault)),
+        }
+    }
+
+    /// A record that cannot be read to its end.
+    fn stop(&mut self, line: i64, reason: &'static str, detail: String) {
+        self.faults
+            .push((self.lines.len(), Fault::new(None, reason, detail)));
+        self.begins.push((self.bytes.len(), self.ends.len()));
+        self.lines.push(line);
+        self.end = Some(End::Stopped(line));
+    }
+
+    /// The fields of a record as they were sent. What the database cannot hold (NUL) shows as U+FFFD.
+    fn original(&self, record: usize) -> Vec<String> {
+        let (mut begin, first) = self.begins[record];
+        let last = self
+            .begins
+            .get(record + 1)
+            .map_or(self.ends.len(), |(_, end)| *end);
+        self.ends[first..last]
+            .iter()
+            .map(|end| {
+                let field = &self.bytes[begin..*end];
+                begin = *end;
+                String::from_utf8_lossy(field).replace('\0', "\u{fffd}")
+            })
+            .collect()
+    }
+
+    fn error_lines(&self, layout: &Layout) -> Vec<write::ErrorLine> {
+        let line = |(record, fault): &(usize, Fault)| {
+            let original = self.original(*record);
+            let column = match fault.reason {
+                DUPLICATE_IN_FILE | DUPLICATE_IN_BOOK => Some(layout.code),
+                "unknown_user" | "user_disabled" | "assignment_limit_reached" => layout.user_email,
+                _ => fault.column,
+            };
+            let value = column.and_then(|column| original.get(column));
+            write::ErrorLine {
+                line: self.lines[*record],
+                entry: serde_json::json!({
+                    "line": self.lines[*record],
+                    "column": column.map(|column| layout.name(column)),
+                    "reason": fault.reason,
+                    "detail": fault.detail,
+                    "value": value.map(|value| value.chars().take(SHOWN_VALUE).collect::<String>()),
+                }),
+                original: original.into(),
+            }
+        };
+        self.faults.iter().map(line).collect()
+    }
+}

@@ -1,1 +1,3 @@
-//! Placeholder of the skeleton.
+//! The whole service, proved together.
+
+mod life;

@@ -181,7 +181,7 @@ impl Backend for BatchBackend {
     fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
-        _: &WorkerContext,
+        worker: &WorkerContext,
     ) -> Poll<Option<Result<Self::Task, Self::Error>>> {
         loop {
             match &mut self.phase {
@@ -216,7 +216,11 @@ impl Backend for BatchBackend {
                     ready!(waiting.as_mut().poll(cx));
                     self.phase = Phase::Start;
                 }
-                Phase::Ended => return Poll::Ready(None),
+                Phase::Ended => {
+                    // The end of a backend does not end its worker; this does, once what is at work has ended.
+                    let _ = worker.stop();
+                    return Poll::Ready(None);
+                }
             }
         }
     }

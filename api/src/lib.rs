@@ -22,6 +22,7 @@ pub mod reply;
 pub mod request_id;
 pub mod schema;
 pub mod server;
+mod web;
 mod wire;
 
 #[cfg(test)]
@@ -43,13 +44,14 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
-    use endpoints::{assign, books, codes, coupons, health, jobs, till};
+    use endpoints::{assign, books, codes, coupons, health, jobs, redemptions, till};
     let endpoints = (
         books::Books { app: app.clone() },
         codes::Codes { app: app.clone() },
         coupons::Coupons { app: app.clone() },
         assign::Assign { app: app.clone() },
         till::Till { app: app.clone() },
+        redemptions::Redemptions { app: app.clone() },
         jobs::Jobs { app: app.clone() },
         health::Health {
             app: app.clone(),
@@ -63,7 +65,7 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
 pub fn application(app: App, draining: Arc<AtomicBool>) -> impl Endpoint<Output = Response> + 'static {
     let service = service(&app, &draining);
     let document = Arc::new(Document::new(&service));
-    stack(Route::new().nest("/", service), document)
+    stack(web::routes(Route::new().nest("/", service)), document)
         .data(app)
         .before(|request| async { Ok(unversioned(request)) })
 }

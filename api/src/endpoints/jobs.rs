@@ -450,6 +450,25 @@ impl Jobs {
         self.app.signals().ring(coupon_core::job::signals::Signal::Done);
         reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
     }
+
+    /// Try a job again that was given up because of trouble of the service.
+    #[oai(path = "/jobs/:id/retry", method = "post")]
+    async fn retry(
+        &self,
+        auth: Auth,
+        id: Path<Uuid>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+    ) -> Result<JobReply, Problem> {
+        require_job_caller(&auth)?;
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, None).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return replay(&self.app, &auth, answer, prefer.0.as_deref()).await,
+        };
+        let queued = ledger::retry(once.tx(), &auth, id.0).await.map(|job| job.id);
+        let job_id = once.finish_job(queued).await?;
+        reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+    }
 }
 
 /// A job's answer to a repeated request: the job as it is now, or the stored refusal.

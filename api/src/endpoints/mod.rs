@@ -9,6 +9,7 @@ pub mod codes;
 pub mod coupons;
 pub mod health;
 pub mod jobs;
+pub mod redemptions;
 pub mod till;
 
 use std::collections::BTreeMap;

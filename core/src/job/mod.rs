@@ -53,18 +53,21 @@ impl Queue {
 pub enum Kind {
     /// Give coupons to one user.
     Assign,
+    /// Give coupons to many users.
+    AssignBatch,
     /// Put given codes into a book.
     Import,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 2] = [Self::Assign, Self::Import];
+    pub const ALL: [Self; 3] = [Self::Assign, Self::AssignBatch, Self::Import];
 
     /// The spelling on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Assign => "assign",
+            Self::AssignBatch => "assign_batch",
             Self::Import => "import",
         }
     }
@@ -73,6 +76,7 @@ impl Kind {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Assign => "coupons",
+            Self::AssignBatch => "items",
             Self::Import => "rows",
         }
     }

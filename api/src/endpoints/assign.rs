@@ -97,6 +97,7 @@ impl Assign {
         body: Body<AssignRequest>,
     ) -> Result<JobReply, Problem> {
         let user_id = accept::beneficiary(&auth, body.user_id)?;
+        self.app.depth().admit()?;
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => {
@@ -130,6 +131,7 @@ impl Assign {
         body: Body<AssignCodeRequest>,
     ) -> Result<JobReply, Problem> {
         let user_id = accept::beneficiary(&auth, body.user_id)?;
+        self.app.depth().admit()?;
         let lookup = Lookup::begin(&self.app, &auth).await?;
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
@@ -155,6 +157,7 @@ impl Assign {
         body: JsonOrCsv<AssignBatchRequest>,
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
+        self.app.depth().admit()?;
         let (hash, asked) = match body {
             JsonOrCsv::Json(body) => (*body.hash(), Ok(body.value)),
             JsonOrCsv::Csv(body) => {

@@ -108,6 +108,7 @@ impl Codes {
         body: CsvBody,
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
+        self.app.depth().admit()?;
         let settings = given.settings()?;
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
         book::find(&mut connection, given.book_id).await?;
@@ -258,6 +259,7 @@ impl Codes {
         body: Body<CodeList>,
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
+        self.app.depth().admit()?;
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => {

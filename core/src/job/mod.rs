@@ -7,6 +7,7 @@
 //! To add a kind: a variant of [`Kind`] and of [`payload::Payload`], a file in `worker/src/jobs/`, a row in docs/jobs.md.
 
 pub mod claim;
+pub mod depth;
 pub mod enqueue;
 pub mod ledger;
 pub mod payload;

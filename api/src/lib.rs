@@ -44,7 +44,7 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
-    use endpoints::{assign, books, codes, coupons, health, jobs, redemptions, till};
+    use endpoints::{assign, audit, books, codes, coupons, health, jobs, jobs_admin, redemptions, till};
     let endpoints = (
         books::Books { app: app.clone() },
         codes::Codes { app: app.clone() },
@@ -53,6 +53,8 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         till::Till { app: app.clone() },
         redemptions::Redemptions { app: app.clone() },
         jobs::Jobs { app: app.clone() },
+        jobs_admin::JobsAdmin { app: app.clone() },
+        audit::Audit { app: app.clone() },
         health::Health {
             app: app.clone(),
             draining: Arc::clone(draining),

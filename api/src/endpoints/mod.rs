@@ -4,11 +4,13 @@
 //! [`crate::once::Once`] for a POST, the roles in `tests/it/access.rs`, a line in docs/api.md, `./x openapi`.
 
 pub mod assign;
+pub mod audit;
 pub mod books;
 pub mod codes;
 pub mod coupons;
 pub mod health;
 pub mod jobs;
+pub mod jobs_admin;
 pub mod redemptions;
 pub mod till;
 
@@ -41,6 +43,8 @@ pub enum Tag {
     Jobs,
     /// Accounts, sessions and API keys.
     People,
+    /// What happened.
+    Audit,
     /// Whether the service is well.
     Health,
 }

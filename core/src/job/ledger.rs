@@ -230,6 +230,9 @@ pub async fn is_cancelled(connection: &mut PgConnection, job_id: Uuid) -> Result
     )
 }
 
+/// The failures that trying again can mend: trouble of the service, not a refusal of the domain.
+pub(super) const RETRYABLE: [Code; 3] = [Code::AttemptsExhausted, Code::PayloadUndecodable, Code::Internal];
+
 /// Queues a job again that was given up: infrastructure trouble and crashes, not what the domain refused.
 ///
 /// # Errors
@@ -243,7 +246,7 @@ pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid)
          RETURNING payload",
     )
     .bind(job_id)
-    .bind([Code::AttemptsExhausted, Code::PayloadUndecodable, Code::Internal].map(Code::as_str).as_slice())
+    .bind(RETRYABLE.map(Code::as_str).as_slice())
     .fetch_optional(&mut *connection)
     .await?;
     let Some(payload) = payload else {
@@ -251,6 +254,6 @@ pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid)
             "Only a job that failed for trouble of the service can be tried again; ask anew instead.";
         return Err(Refusal::new(Code::JobNotRetryable, detail).into());
     };
-    enqueue::requeue(connection, job_id, &payload.0).await?;
+    enqueue::requeue(connection, [(job_id, &payload.0)].into_iter()).await?;
     find(connection, caller, job_id).await
 }

@@ -6,6 +6,7 @@
 //! happens exactly once.
 //! To add a kind: a variant of [`Kind`] and of [`payload::Payload`], a file in `worker/src/jobs/`, a row in docs/jobs.md.
 
+pub mod bulk;
 pub mod claim;
 pub mod depth;
 pub mod enqueue;

@@ -229,8 +229,9 @@ impl Once {
             _ => return error.into(),
         };
         let Self { app, db, tx, claim } = self;
-        drop(tx);
         let kept = async {
+            // Awaited, not dropped: the key is held until it has happened.
+            tx.rollback().await?;
             let claim = claim.as_ref().ok_or_else(Refusal::not_found)?;
             let mut tx = db.begin().await?;
             if idempotency::take(&mut tx, app.sealer(), claim).await?.is_none() {

@@ -160,11 +160,8 @@ impl Once {
     /// # Errors
     /// When the database fails.
     pub async fn give_up(self) -> Result<(), Problem> {
-        Ok(self
-            .tx
-            .rollback()
-            .await
-            .map_err(|error| Problem::from(Error::from(error)))?)
+        self.tx.rollback().await.map_err(Error::from)?;
+        Ok(())
     }
 
     /// Ends it: commits a success with its record, or rolls back and records a refusal.

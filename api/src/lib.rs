@@ -44,7 +44,10 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
-    use endpoints::{assign, audit, books, codes, coupons, health, jobs, jobs_admin, redemptions, till};
+    use endpoints::{
+        api_keys, assign, audit, auth, books, codes, coupons, health, jobs, jobs_admin, me, redemptions,
+        setup, till, users,
+    };
     let endpoints = (
         books::Books { app: app.clone() },
         codes::Codes { app: app.clone() },
@@ -55,6 +58,11 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         jobs::Jobs { app: app.clone() },
         jobs_admin::JobsAdmin { app: app.clone() },
         audit::Audit { app: app.clone() },
+        auth::Sessions { app: app.clone() },
+        me::Me { app: app.clone() },
+        users::Users { app: app.clone() },
+        api_keys::ApiKeys { app: app.clone() },
+        setup::Setup { app: app.clone() },
         health::Health {
             app: app.clone(),
             draining: Arc::clone(draining),

@@ -1,6 +1,6 @@
 //! The transaction of a request that changes something, with its `Idempotency-Key`.
 //!
-//! Invariant: [`Once::finish`] is the only end. A success is recorded and committed with its effect; a refusal rolls the
+//! Invariant: [`Once::finish`] is the only end of what has an effect. A success is recorded and committed with its effect; a refusal rolls the
 //! effect back and is recorded by itself, unless asking again may give another answer (401, 403, 423, 429, 5xx).
 
 use coupon_core::{
@@ -155,6 +155,15 @@ impl Once {
         &mut self.tx
     }
 
+    /// Ends it without an effect, so that something slow can be done before it is begun again.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn give_up(self) -> Result<(), Problem> {
+        self.tx.rollback().await.map_err(Error::from)?;
+        Ok(())
+    }
+
     /// Ends it: commits a success with its record, or rolls back and records a refusal.
     ///
     /// # Errors
@@ -217,8 +226,9 @@ impl Once {
             _ => return error.into(),
         };
         let Self { app, db, tx, claim } = self;
-        drop(tx);
         let kept = async {
+            // Awaited, not dropped: the key is held until it has happened.
+            tx.rollback().await?;
             let claim = claim.as_ref().ok_or_else(Refusal::not_found)?;
             let mut tx = db.begin().await?;
             if idempotency::take(&mut tx, app.sealer(), claim).await?.is_none() {

@@ -377,7 +377,7 @@ fn faults(hot: &Hot, plan: &Value) -> Vec<String> {
     faults
 }
 
-async fn check(db: &Db, statements: &[Hot], when: &str) -> Vec<String> {
+async fn check(db: &Db, statements: &[&Hot], when: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     for hot in statements {
         for mode in ["force_custom_plan", "force_generic_plan"] {
@@ -396,7 +396,6 @@ async fn check(db: &Db, statements: &[Hot], when: &str) -> Vec<String> {
 async fn hot_statements_go_along_their_indexes() {
     let database = database().await;
     let db = Db::connect(database.url(), db::Role::Worker, 2).unwrap();
-    // The sessions of the service have these settings, too: the pool is the service's own.
     sqlx::raw_sql(
         "ALTER TABLE coupons SET (autovacuum_enabled = off); ALTER TABLE jobs SET (autovacuum_enabled = off)",
     )
@@ -406,11 +405,34 @@ async fn hot_statements_go_along_their_indexes() {
     sqlx::raw_sql(SEED).execute(db.pool()).await.unwrap();
     // A book that has just been filled has no statistics; the draw must not wait for them.
     let hot = hot();
-    let (draws, _): (Vec<&Hot>, Vec<&Hot>) = hot.iter().partition(|hot| hot.name.starts_with("draw"));
-    assert_eq!(draws.len(), 2);
-    let mut wrong = check(&db, &hot[..2], "without statistics").await;
+    let draws: Vec<&Hot> = hot.iter().filter(|hot| hot.name.starts_with("draw")).collect();
+    let mut wrong = check(&db, &draws, "without statistics").await;
     sqlx::raw_sql("ANALYZE").execute(db.pool()).await.unwrap();
-    wrong.extend(check(&db, &hot, "with statistics").await);
+    wrong.extend(check(&db, &hot.iter().collect::<Vec<_>>(), "with statistics").await);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    // And a missing index is felt by every statement that needs it.
+    let indexes: BTreeSet<&str> = hot.iter().flat_map(|hot| hot.indexes).copied().collect();
+    for index in indexes {
+        let drop = match index.strip_suffix("_pkey") {
+            Some(table) => format!("ALTER TABLE {table} DROP CONSTRAINT {index} CASCADE"),
+            None if index.starts_with("jobs_due") => format!("DROP INDEX apalis.{index}"),
+            None => format!("DROP INDEX {index}"),
+        };
+        let mut tx = db.begin().await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(drop))
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        for hot in hot.iter().filter(|hot| hot.indexes.contains(&index)) {
+            let plan = plan(&mut tx, hot, "force_generic_plan").await;
+            assert!(
+                !faults(hot, &plan).is_empty(),
+                "{} does not miss {index}",
+                hot.name
+            );
+        }
+        tx.rollback().await.unwrap();
+    }
     db.close().await;
 }

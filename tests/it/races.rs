@@ -333,24 +333,34 @@ async fn nobody_redeems_more_often_than_the_book_allows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_given_code_goes_to_one_of_thirty_users() {
-    let service = Service::start().await;
+    let mut service = Service::without_workers().await;
     let admin = service.admin().await;
-    let book_id = admin.book(json!({})).await;
-    seed_codes(&service, book_id, 1, 1, None).await;
-    let users = seed::users(&service.db, 30).await;
     let clients = clients(&admin, 6);
-    let jobs = at_once(users.into_iter().enumerate().map(|(number, user_id)| {
-        let client = clients[number % clients.len()].clone();
-        let body = json!({ "book_id": book_id, "user_id": user_id });
-        async move { assign(&client, "/v1/coupons/assign/C1", body).await }
-    }))
-    .await;
-    assert_eq!(
-        count(jobs.iter().map(outcome)),
-        counts([("already_assigned", 29), ("succeeded", 1)])
-    );
-    assert_eq!(held(&service, book_id).await, (1, 1, 1, 1));
-    agrees(&service, book_id).await;
+    // First all in one batch, which waits for its worker; then as they come.
+    for queued in [true, false] {
+        let book_id = admin.book(json!({})).await;
+        seed_codes(&service, book_id, 1, 1, None).await;
+        let users = seed::users(&service.db, 30).await;
+        let asking = at_once(users.into_iter().enumerate().map(|(number, user_id)| {
+            let client = clients[number % clients.len()].clone();
+            let body = json!({ "book_id": book_id, "user_id": user_id });
+            async move { client.post("/v1/coupons/assign/C1", body).await.expect(202) }
+        }))
+        .await;
+        if queued {
+            service.start_workers();
+        }
+        let mut jobs = Vec::new();
+        for job in asking {
+            jobs.push(Ok(admin.job_end(job["id"].as_str().unwrap()).await));
+        }
+        assert_eq!(
+            count(jobs.iter().map(outcome)),
+            counts([("already_assigned", 29), ("succeeded", 1)])
+        );
+        assert_eq!(held(&service, book_id).await, (1, 1, 1, 1));
+        agrees(&service, book_id).await;
+    }
     service.stop().await;
 }
 

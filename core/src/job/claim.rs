@@ -48,6 +48,16 @@ struct QueueRow {
     attempts: i32,
 }
 
+/// Due rows that were never charged, oldest first.
+pub const CLAIM_FRESH: &str = "SELECT id, job, attempts FROM apalis.jobs
+     WHERE job_type = $1 AND run_at <= now() AND attempts = 0
+     ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED";
+
+/// Due rows that were charged before.
+pub const CLAIM_CHARGED: &str = "SELECT id, job, attempts FROM apalis.jobs
+     WHERE job_type = $1 AND run_at <= now() AND attempts > 0
+     ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED";
+
 /// Locks up to `limit` due rows of a queue, oldest first, skipping those that another worker has.
 ///
 /// # Errors
@@ -59,18 +69,8 @@ pub async fn claim(
     limit: i64,
 ) -> Result<Vec<Claimed>, StoreError> {
     let (sql, limit) = match lane {
-        Lane::Fresh => (
-            "SELECT id, job, attempts FROM apalis.jobs
-             WHERE job_type = $1 AND run_at <= now() AND attempts = 0
-             ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED",
-            limit,
-        ),
-        Lane::Charged => (
-            "SELECT id, job, attempts FROM apalis.jobs
-             WHERE job_type = $1 AND run_at <= now() AND attempts > 0
-             ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED",
-            1,
-        ),
+        Lane::Fresh => (CLAIM_FRESH, limit),
+        Lane::Charged => (CLAIM_CHARGED, 1),
     };
     let rows: Vec<QueueRow> = sqlx::query_as(sql)
         .bind(queue.name())

@@ -1,3 +1,5 @@
 //! The whole service, proved together.
 
 mod life;
+mod queue;
+mod truth;

@@ -1,5 +1,8 @@
 //! The whole service, proved together.
 
+mod crash;
+mod hangup;
 mod life;
+mod processes;
 mod queue;
 mod truth;

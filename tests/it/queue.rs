@@ -25,7 +25,7 @@ use crate::truth;
 
 /// A job that is in the table `poison` meets its fate when its event is written, or when its outcome is. What it does
 /// outside of its transaction is to count in the sequence `poison_runs`.
-const POISON: &str = "
+pub(crate) const POISON: &str = "
     CREATE TABLE poison (job_id uuid PRIMARY KEY, how text NOT NULL);
     CREATE SEQUENCE poison_runs;
     CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -165,7 +165,7 @@ impl Bench {
     }
 }
 
-fn id(job: &Value) -> Uuid {
+pub(crate) fn id(job: &Value) -> Uuid {
     job["id"].as_str().and_then(|id| id.parse().ok()).expect("an id")
 }
 
@@ -463,7 +463,7 @@ async fn work_of_which_no_signal_tells_is_found_all_the_same() {
     bench.stop().await;
 }
 
-fn draw(book_id: Uuid, user_id: Uuid, count: u32) -> Payload {
+pub(crate) fn draw(book_id: Uuid, user_id: Uuid, count: u32) -> Payload {
     Payload::AssignCoupons(AssignCoupons {
         book_id,
         user_id,
@@ -474,7 +474,7 @@ fn draw(book_id: Uuid, user_id: Uuid, count: u32) -> Payload {
     })
 }
 
-async fn enqueue_all(tx: &mut sqlx::PgConnection, book_id: Uuid, payloads: &[Payload]) {
+pub(crate) async fn enqueue_all(tx: &mut sqlx::PgConnection, book_id: Uuid, payloads: &[Payload]) {
     for some in payloads.chunks(5_000) {
         let jobs: Vec<_> = some
             .iter()

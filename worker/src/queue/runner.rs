@@ -46,8 +46,10 @@ pub(crate) struct Runner {
 
 /// How a run ended in the database.
 enum Ended {
-    /// Settled or charged, and committed.
-    Committed,
+    /// Settled, and committed with its effect.
+    Settled,
+    /// Charged for trouble or a crash; nothing else was done.
+    Charged,
     /// Its effect was rolled back and its rows given back unharmed.
     GivenBack(Error),
 }
@@ -76,9 +78,14 @@ impl Runner {
         let rows = std::mem::take(&mut batch.rows);
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         match self.run_rows(tx, rows).await {
-            Ok(Ended::Committed) => {
+            Ok(Ended::Settled) => {
                 batch.settled();
                 self.failures.forget(&ids);
+                self.signals.ring(Signal::Done);
+            }
+            Ok(Ended::Charged) => {
+                // No reason to wait: what was charged and is to wait has its own time.
+                batch.settled();
                 self.signals.ring(Signal::Done);
             }
             Ok(Ended::GivenBack(error)) => {
@@ -114,7 +121,7 @@ impl Runner {
             let sound: Vec<Uuid> = sound.iter().map(|row| row.id).collect();
             claim::unmark(&mut tx, &sound).await?;
             db::commit(tx).await?;
-            return Ok(Ended::Committed);
+            return Ok(Ended::Charged);
         }
         let jobs: Vec<(Uuid, i32)> = sound.iter().map(|row| (row.id, row.attempts)).collect();
         savepoint(&mut tx, "SAVEPOINT run").await?;
@@ -128,7 +135,7 @@ impl Runner {
         let trouble = match ran {
             Ok(Ok(Ok(()))) => {
                 db::commit(tx).await?;
-                return Ok(Ended::Committed);
+                return Ok(Ended::Settled);
             }
             Ok(Ok(Err(error))) => {
                 let passing = matches!(&error, Error::Store(store) if store.is_retryable());
@@ -152,7 +159,7 @@ impl Runner {
         savepoint(&mut tx, "ROLLBACK TO SAVEPOINT run").await?;
         charge(&mut tx, jobs.into_iter()).await?;
         db::commit(tx).await?;
-        Ok(Ended::Committed)
+        Ok(Ended::Charged)
     }
 }
 

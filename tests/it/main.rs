@@ -1,8 +1,13 @@
 //! The whole service, proved together.
 
+mod crash;
+mod hangup;
 mod life;
 mod matrix;
 mod plans;
+mod processes;
+mod queue;
 mod races;
 mod schema;
 mod sweeps;
+mod truth;

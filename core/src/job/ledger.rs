@@ -219,7 +219,8 @@ pub async fn cancel(connection: &mut PgConnection, caller: &Caller, job_id: Uuid
     .await?
     .rows_affected();
     let sql = if dequeued > 0 {
-        "WITH freed AS (DELETE FROM code_job_slots WHERE job_id = $1)
+        "WITH freed AS (DELETE FROM code_job_slots WHERE job_id = $1),
+              unmarked AS (DELETE FROM job_marks WHERE job_id = $1)
          UPDATE jobs SET state = 'cancelled', finished_at = clock_timestamp(), cancel_requested_at = now()
          WHERE id = $1 AND finished_at IS NULL"
     } else {

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Job, Progress, State};
+use super::{Job, Progress, State, enqueue, payload::Payload};
 use crate::{
     caller::Caller,
     error::{Code, Refusal, Result, StoreError},
@@ -64,7 +64,7 @@ impl From<Row> for Job {
         };
         Self {
             id: row.id,
-            has_errors: matches!(row.kind.as_str(), "import"),
+            has_errors: matches!(row.kind.as_str(), "import" | "assign_batch"),
             kind: row.kind,
             state: State::parse(&row.state).unwrap_or(State::Failed),
             progress: Progress {
@@ -228,4 +228,32 @@ pub async fn is_cancelled(connection: &mut PgConnection, job_id: Uuid) -> Result
             .await?
             .unwrap_or(false),
     )
+}
+
+/// The failures that trying again can mend: trouble of the service, not a refusal of the domain.
+pub(super) const RETRYABLE: [Code; 3] = [Code::AttemptsExhausted, Code::PayloadUndecodable, Code::Internal];
+
+/// Queues a job again that was given up: infrastructure trouble and crashes, not what the domain refused.
+///
+/// # Errors
+/// `not_found`, `job_not_retryable`.
+pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
+    find(connection, caller, job_id).await?;
+    let payload: Option<sqlx::types::Json<Payload>> = sqlx::query_scalar(
+        "UPDATE jobs SET state = 'queued', finished_at = NULL, error_code = NULL, error_detail = NULL, result = NULL,
+                attempts = 0, cancel_requested_at = NULL
+         WHERE id = $1 AND state = 'failed' AND error_code = ANY($2::text[])
+         RETURNING payload",
+    )
+    .bind(job_id)
+    .bind(RETRYABLE.map(Code::as_str).as_slice())
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(payload) = payload else {
+        let detail =
+            "Only a job that failed for trouble of the service can be tried again; ask anew instead.";
+        return Err(Refusal::new(Code::JobNotRetryable, detail).into());
+    };
+    enqueue::requeue(connection, [(job_id, &payload.0)].into_iter()).await?;
+    find(connection, caller, job_id).await
 }

@@ -216,7 +216,7 @@ impl Demo {
     pub(crate) fn explain(&self, address: SocketAddr) {
         let (url, key) = (format!("http://{address}"), &self.api_key);
         print(&format!(
-            "\n  API       {url}/v1\n  docs      {url}/docs\n  admin     {ADMIN}    password {PASSWORD}\n  user      {HOLDER}    password {PASSWORD}\n  API key   {key}"
+            "\n  web       {url}/\n  API       {url}/v1\n  docs      {url}/docs\n  admin     {ADMIN}    password {PASSWORD}\n  user      {HOLDER}    password {PASSWORD}\n  API key   {key}"
         ));
         if let Some((book_id, user_id)) = self.curl {
             print(&format!(

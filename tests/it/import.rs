@@ -129,7 +129,7 @@ impl Scene {
         };
         claim::settle(&mut tx, vec![(job.id, outcome)]).await?;
         if crash {
-            drop(tx);
+            tx.rollback().await?; // awaited: until then the row is locked and looks as if nothing were due
         } else {
             db::commit(tx).await?;
         }

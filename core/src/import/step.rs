@@ -177,9 +177,11 @@ impl Import {
     }
 
     /// As long as the import has met no duplicate it takes the codes of a chunk for new, which saves looking for each;
-    /// if one is not, the book's primary key says so and the chunk is done again the careful way.
+    /// if one is not, the book's primary key says so and the chunk is done again the careful way. Only where the
+    /// server's log is terse: otherwise it would tell the code.
     async fn advance(&mut self, connection: &mut PgConnection) -> Result<Outcome> {
-        if self.validating || self.counts.duplicate_in_file + self.counts.duplicate_in_book > 0 {
+        let met = self.counts.duplicate_in_file + self.counts.duplicate_in_book > 0;
+        if self.validating || met || !log_is_terse(connection).await? {
             return self.advance_by(connection, Lookup::Each).await;
         }
         let before = self.clone();
@@ -423,6 +425,15 @@ impl Import {
             refusal,
         })
     }
+}
+
+/// Whether the server logs errors without the values that they are about.
+async fn log_is_terse(connection: &mut PgConnection) -> Result<bool> {
+    Ok(
+        sqlx::query_scalar("SELECT current_setting('log_error_verbosity') = 'terse'")
+            .fetch_one(connection)
+            .await?,
+    )
 }
 
 /// Whether what a validating pass remembers is still there; the first step lays down the sentinel.

@@ -41,9 +41,18 @@ const EXEMPT: [(&str, &str); 12] = [
     ("./x lint", "run by .ci/run"),
     ("./x openapi", "writes into the work tree"),
     ("bash .ci/run", "it runs this test"),
-    ("COUPONBOOK_ADMIN_EMAIL=", "the release build; life.rs starts processes with settings"),
-    ("target/release/couponbook", "the release build; the same command line is parsed below"),
-    ("couponbook ", "needs a database of one's own; processes are proved by the other tests"),
+    (
+        "COUPONBOOK_ADMIN_EMAIL=",
+        "the release build; life.rs starts processes with settings",
+    ),
+    (
+        "target/release/couponbook",
+        "the release build; the same command line is parsed below",
+    ),
+    (
+        "couponbook ",
+        "needs a database of one's own; processes are proved by the other tests",
+    ),
     ("pg_dump", "needs a database of one's own"),
     ("pg_restore", "needs a database of one's own"),
     ("psql", "needs a database of one's own"),
@@ -128,7 +137,10 @@ impl Demo {
         timeout(PATIENCE, greeted).await.expect("ready in time");
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let ready = greeting.lines().next().unwrap();
-        let url = ready.strip_prefix("couponbook ready on ").expect(ready).to_owned();
+        let url = ready
+            .strip_prefix("couponbook ready on ")
+            .expect(ready)
+            .to_owned();
         Self {
             child,
             url,
@@ -146,7 +158,11 @@ impl Demo {
         }
         let path = self.dir.path().join("script.sh");
         fs::write(&path, &script).unwrap();
-        let run = Command::new("sh").arg("-eu").arg(&path).current_dir(self.dir.path()).output();
+        let run = Command::new("sh")
+            .arg("-eu")
+            .arg(&path)
+            .current_dir(self.dir.path())
+            .output();
         let output = timeout(PATIENCE, run).await.expect("it ends in time").unwrap();
         let out = String::from_utf8(output.stdout).unwrap();
         let err = String::from_utf8_lossy(&output.stderr);
@@ -159,8 +175,18 @@ impl Demo {
     /// Ends it as Ctrl-C would.
     async fn stop(mut self) {
         let pid = self.child.id().unwrap().to_string();
-        assert!(Command::new("kill").args(["-INT", &pid]).status().await.unwrap().success());
-        let status = timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap();
+        assert!(
+            Command::new("kill")
+                .args(["-INT", &pid])
+                .status()
+                .await
+                .unwrap()
+                .success()
+        );
+        let status = timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("it ends")
+            .unwrap();
         assert!(status.success(), "{status}");
     }
 }
@@ -169,7 +195,9 @@ impl Demo {
 fn keep<'a>(promise: &str, output: &'a str) -> &'a str {
     let mut rest = output;
     for piece in promise.split(" … ") {
-        let at = rest.find(piece).unwrap_or_else(|| panic!("{piece:?} is promised; printed was\n{rest}"));
+        let at = rest
+            .find(piece)
+            .unwrap_or_else(|| panic!("{piece:?} is promised; printed was\n{rest}"));
         rest = &rest[at + piece.len()..];
     }
     rest
@@ -208,10 +236,18 @@ async fn the_commands_of_the_documents_do_what_they_promise() {
     keep("\"state\":\"partially_succeeded\"", &outputs[2]);
 
     // The README shows the greeting as it is, but for the address and the key.
-    let shown = blocks(&read("README.md")).into_iter().find(|(info, _)| info == "text").expect("the greeting").1;
+    let shown = blocks(&read("README.md"))
+        .into_iter()
+        .find(|(info, _)| info == "text")
+        .expect("the greeting")
+        .1;
     for line in shown {
         let line = line.replace(BASE, &demo.url).replace('…', "");
-        assert!(demo.greeting.contains(&line), "{line:?} is not in\n{}", demo.greeting);
+        assert!(
+            demo.greeting.contains(&line),
+            "{line:?} is not in\n{}",
+            demo.greeting
+        );
     }
     demo.stop().await;
 }
@@ -221,8 +257,14 @@ fn every_command_is_run_or_exempt_with_a_reason() {
     for document in documents() {
         let is_run = ["README.md", "docs/getting-started.md"].contains(&document.as_str());
         for (info, lines) in blocks(&read(&document)) {
-            let known = matches!(info.as_str(), "sh exempt" | "text" | "json" | "mermaid" | "rust" | "sql" | "toml");
-            assert!(known || (info == "sh" && is_run), "{document}: a block of {info:?}");
+            let known = matches!(
+                info.as_str(),
+                "sh exempt" | "text" | "json" | "mermaid" | "rust" | "sql" | "toml"
+            );
+            assert!(
+                known || (info == "sh" && is_run),
+                "{document}: a block of {info:?}"
+            );
             if info != "sh exempt" {
                 continue;
             }
@@ -231,7 +273,10 @@ fn every_command_is_run_or_exempt_with_a_reason() {
                 let begins = !goes_on && !line.is_empty() && !line.starts_with(['#', ' ']);
                 goes_on = line.ends_with('\\');
                 let listed = EXEMPT.iter().any(|(command, _)| line.starts_with(command));
-                assert!(!begins || listed, "{document}: {line:?} is neither run nor exempt");
+                assert!(
+                    !begins || listed,
+                    "{document}: {line:?} is neither run nor exempt"
+                );
             }
         }
     }
@@ -262,8 +307,19 @@ fn every_setting_is_in_the_table_and_in_the_sample() {
     };
     let code = table(&read("core/src/config.rs"));
     let operations = read("docs/operations.md");
-    let documented = table(operations.split("## Settings").nth(1).unwrap().split("\n## ").next().unwrap());
-    assert_eq!(documented, code, "docs/operations.md has the table of core/src/config.rs");
+    let documented = table(
+        operations
+            .split("## Settings")
+            .nth(1)
+            .unwrap()
+            .split("\n## ")
+            .next()
+            .unwrap(),
+    );
+    assert_eq!(
+        documented, code,
+        "docs/operations.md has the table of core/src/config.rs"
+    );
     let sample = read(".env.sample");
     let sampled: BTreeSet<&str> = sample
         .lines()
@@ -272,9 +328,21 @@ fn every_setting_is_in_the_table_and_in_the_sample() {
         .map(|(variable, _)| variable)
         .collect();
     for (key, variable) in KEYS {
-        assert!(code.iter().any(|row| row.contains(&format!("`{key}`")) && row.contains(&format!("`{variable}`"))), "{key}");
+        assert!(
+            code.iter()
+                .any(|row| row.contains(&format!("`{key}`")) && row.contains(&format!("`{variable}`"))),
+            "{key}"
+        );
     }
-    assert_eq!(sampled, KEYS.iter().map(|(_, variable)| *variable).collect(), ".env.sample");
+    let compose = read("docker-compose.yml");
+    let of_compose = "POSTGRES_PASSWORD";
+    assert!(compose.contains(of_compose));
+    let known = KEYS
+        .iter()
+        .map(|(_, variable)| *variable)
+        .chain([of_compose])
+        .collect();
+    assert_eq!(sampled, known, ".env.sample");
 }
 
 #[test]
@@ -295,7 +363,12 @@ async fn every_operation_is_in_the_list() {
     let document: serde_json::Value = serde_json::from_str(&coupon_api::openapi(&app)).unwrap();
     let mut operations = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
-        for method in item.as_object().unwrap().keys().filter(|key| *key != "parameters") {
+        for method in item
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|key| *key != "parameters")
+        {
             operations.insert(format!("{} {path}", method.to_uppercase()));
         }
     }
@@ -304,10 +377,17 @@ async fn every_operation_is_in_the_list() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|text| ["GET /", "POST /", "PATCH /", "DELETE /"].iter().any(|verb| text.starts_with(verb)))
+        .filter(|text| {
+            ["GET /", "POST /", "PATCH /", "DELETE /"]
+                .iter()
+                .any(|verb| text.starts_with(verb))
+        })
         .map(|text| text.split(['?', ' ']).take(2).collect::<Vec<_>>().join(" "))
         .collect();
-    assert_eq!(listed, operations, "left: docs/api.md, right: the OpenAPI document");
+    assert_eq!(
+        listed, operations,
+        "left: docs/api.md, right: the OpenAPI document"
+    );
 }
 
 #[test]
@@ -316,13 +396,32 @@ fn every_table_kind_and_queue_is_told_of() {
     for entry in fs::read_dir(root().join("migrations")).unwrap() {
         let path = entry.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
-        for line in text.lines().filter(|line| line.starts_with("CREATE") && line.contains(" TABLE ")) {
-            let name = line.split(" TABLE ").nth(1).unwrap().split_whitespace().next().unwrap();
-            assert!(architecture.contains(&format!("    {name} {{\n")), "docs/architecture.md lacks {name}");
+        for line in text
+            .lines()
+            .filter(|line| line.starts_with("CREATE") && line.contains(" TABLE "))
+        {
+            let name = line
+                .split(" TABLE ")
+                .nth(1)
+                .unwrap()
+                .split_whitespace()
+                .next()
+                .unwrap();
+            assert!(
+                architecture.contains(&format!("    {name} {{\n")),
+                "docs/architecture.md lacks {name}"
+            );
         }
     }
     let jobs = read("docs/jobs.md");
-    for name in Kind::ALL.map(Kind::as_str).into_iter().chain(Queue::ALL.map(Queue::name)) {
-        assert!(jobs.contains(&format!("| `{name}` |")), "docs/jobs.md lacks {name}");
+    for name in Kind::ALL
+        .map(Kind::as_str)
+        .into_iter()
+        .chain(Queue::ALL.map(Queue::name))
+    {
+        assert!(
+            jobs.contains(&format!("| `{name}` |")),
+            "docs/jobs.md lacks {name}"
+        );
     }
 }

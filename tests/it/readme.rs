@@ -1,8 +1,10 @@
 //! The documents, held to the code: their commands run, their tables are complete, their links lead somewhere.
 //!
-//! A block that begins with ```` ```sh ```` is run, in order, in one `sh -eu` per file, against a real `couponbook up
-//! --demo`; a line `# prints: a … b` in it says what it puts out from there back to the last such line, in this order.
+//! Blocks ```` ```sh ```` are run, those of a file in order in one `sh -eu`, against a real `couponbook up --demo`. A line
+//! `# prints: a … b` promises that a and behind it b come next in what the block puts out.
 //! A block ```` ```sh exempt ```` is not run; each of its commands stands in [`EXEMPT`] with its reason.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too: a panic says where it failed")]
 
 use std::{
     collections::BTreeSet,

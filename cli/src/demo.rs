@@ -220,7 +220,7 @@ impl Demo {
         ));
         if let Some((book_id, user_id)) = self.curl {
             print(&format!(
-                "\nAssign a coupon and wait for the job:\n\n  curl -sS {url}/v1/coupons/assign -H 'X-Api-Key: {key}' -H 'Content-Type: application/json' \\\n    -H 'Prefer: wait=10' -d '{{\"book_id\":\"{book_id}\",\"user_id\":\"{user_id}\"}}'\n\nThe import with errors, and every other job:\n\n  curl -sS {url}/v1/jobs -H 'X-Api-Key: {key}'\n"
+                "\nAssign a coupon and wait for the job:\n\n  curl -sS {url}/v1/coupons/assign \\\n    -H 'X-Api-Key: {key}' \\\n    -H 'Content-Type: application/json' -H 'Prefer: wait=10' \\\n    -d '{{\"book_id\":\"{book_id}\",\"user_id\":\"{user_id}\"}}'\n\nEvery job, an import with errors among them:\n\n  curl -sS {url}/v1/jobs -H 'X-Api-Key: {key}'\n"
             ));
         }
         say("stop with Ctrl-C");

@@ -4,7 +4,10 @@
 //! `# prints: a … b` promises that a and behind it b come next in what the block puts out.
 //! A block ```` ```sh exempt ```` is not run; each of its commands stands in [`EXEMPT`] with its reason.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, too: a panic says where it failed")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, too: a panic says where it failed"
+)]
 
 use std::{
     collections::BTreeSet,

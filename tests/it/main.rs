@@ -8,6 +8,7 @@ mod plans;
 mod processes;
 mod queue;
 mod races;
+mod readme;
 mod schema;
 mod sweeps;
 mod truth;

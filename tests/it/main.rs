@@ -1,6 +1,9 @@
 //! The whole service, proved together.
 
-#![allow(clippy::unwrap_used, reason = "a test that meets what it does not expect is to fail")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that meets what it does not expect is to fail"
+)]
 
 mod crash;
 mod hangup;

@@ -343,6 +343,8 @@ pub const ASSIGN: &str = concat!(
              valid_until = now() + make_interval(days => b.valid_days_after_assignment)
          FROM o, books b
          WHERE c.book_id = $1 AND b.id = $1 AND c.code_key = o.code_key AND c.state = 'unassigned'
+           -- Says the same again, so that the primary key is used even where the table was never analysed.
+           AND c.code_key = ANY($2::text[])
          RETURNING c.*),
      recorded AS (
          INSERT INTO events (book_id, id, actor_kind, actor_id, job_id, kind, code_key, request_id, before, after)

@@ -52,6 +52,15 @@ impl Role {
         ]
     }
 
+    /// How long to wait for a connection. A request takes its place in the queue of the pool a few times: a burst of a
+    /// thousand must get through each time, or late requests are given up that have had their effect.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Api => Duration::from_secs(10),
+            Self::Worker => Duration::from_secs(3),
+        }
+    }
+
     fn application_name(self) -> &'static str {
         match self {
             Self::Api => "couponbook-api",
@@ -77,7 +86,7 @@ impl Db {
             .options(role.session());
         let pool = PgPoolOptions::new()
             .max_connections(size)
-            .acquire_timeout(Duration::from_secs(3))
+            .acquire_timeout(role.patience())
             .test_before_acquire(false)
             .before_acquire(|connection, meta| {
                 Box::pin(async move { Ok(meta.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok()) })

@@ -850,7 +850,6 @@ async fn a_copy_that_comes_while_the_first_commits_gets_its_answer_and_no_other(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "api/src/once.rs drops the refused transaction, whose rollback may come after the record's own try for the key"]
 async fn a_refusal_with_a_key_is_that_refusal_also_when_it_is_asked_for_again() {
     let service = Service::without_workers().await;
     let admin = service.admin().await;

@@ -43,7 +43,7 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
-    use endpoints::{assign, books, codes, coupons, health, jobs, till};
+    use endpoints::{api_keys, assign, auth, books, codes, coupons, health, jobs, me, setup, till, users};
     let endpoints = (
         books::Books { app: app.clone() },
         codes::Codes { app: app.clone() },
@@ -51,6 +51,11 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         assign::Assign { app: app.clone() },
         till::Till { app: app.clone() },
         jobs::Jobs { app: app.clone() },
+        auth::Sessions { app: app.clone() },
+        me::Me { app: app.clone() },
+        users::Users { app: app.clone() },
+        api_keys::ApiKeys { app: app.clone() },
+        setup::Setup { app: app.clone() },
         health::Health {
             app: app.clone(),
             draining: Arc::clone(draining),

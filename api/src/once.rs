@@ -1,6 +1,6 @@
 //! The transaction of a request that changes something, with its `Idempotency-Key`.
 //!
-//! Invariant: [`Once::finish`] is the only end. A success is recorded and committed with its effect; a refusal rolls the
+//! Invariant: [`Once::finish`] is the only end of what has an effect. A success is recorded and committed with its effect; a refusal rolls the
 //! effect back and is recorded by itself, unless asking again may give another answer (401, 403, 423, 429, 5xx).
 
 use coupon_core::{
@@ -153,6 +153,18 @@ impl Once {
     /// The transaction.
     pub fn tx(&mut self) -> &mut PgConnection {
         &mut self.tx
+    }
+
+    /// Ends it without an effect, so that something slow can be done before it is begun again.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn give_up(self) -> Result<(), Problem> {
+        Ok(self
+            .tx
+            .rollback()
+            .await
+            .map_err(|error| Problem::from(Error::from(error)))?)
     }
 
     /// Ends it: commits a success with its record, or rolls back and records a refusal.

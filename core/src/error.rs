@@ -233,6 +233,8 @@ codes! {
     RefreshExpired = "refresh_expired", Unauthenticated;
     /// Nobody deletes the own account through the list of users.
     CannotDeleteSelf = "cannot_delete_self", Conflict;
+    /// The last administrator who is not disabled is neither demoted, disabled nor deleted.
+    LastAdmin = "last_admin", Conflict;
     /// Registration by strangers is switched off.
     RegistrationDisabled = "registration_disabled", Forbidden;
     /// There is an administrator already.

@@ -496,6 +496,16 @@ pub(crate) async fn a_disabled_account_is_out(db: Db) -> Result<()> {
         .await?;
     ensure!(fresh.is_admin());
 
+    let mut tx = db.begin().await?;
+    let last = user::update(&mut tx, ann.id, &disable(true)).await;
+    ensure!(code(&last) == Some(Code::LastAdmin));
+    drop(tx);
+    let bob = house.user("bob@shop.example").await?;
+    let promoted = UserChange {
+        role: Some(Role::Admin),
+        ..UserChange::default()
+    };
+    house.change(bob.id, promoted).await?;
     ensure!(house.change(ann.id, disable(true)).await?.disabled);
     let out = authenticator
         .authenticate_bearer(&session.access_token, true)

@@ -3,15 +3,20 @@
 //! To add an endpoint: its handler in the file of its resource, `Auth` among the arguments, `IdempotencyKey` and
 //! [`crate::once::Once`] for a POST, the roles in `tests/it/access.rs`, a line in docs/api.md, `./x openapi`.
 
+pub mod api_keys;
 pub mod assign;
+pub mod auth;
 pub mod books;
 pub mod codes;
 pub mod coupons;
 pub mod health;
 pub mod jobs;
+pub mod me;
+pub mod setup;
 pub mod till;
+pub mod users;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use chrono::{DateTime, Utc};
 use coupon_core::{
@@ -23,8 +28,10 @@ use coupon_core::{
         budget::{self, Budget, SecurityBudgets},
     },
 };
-use poem_openapi::Tags;
+use poem::web::RemoteAddr;
+use poem_openapi::{ApiResponse, Tags};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::{app::App, problem::Problem, request_id::RequestId};
 
@@ -42,6 +49,31 @@ pub enum Tag {
     People,
     /// Whether the service is well.
     Health,
+}
+
+/// An answer without a body.
+#[derive(Debug, ApiResponse)]
+pub enum NoContent {
+    /// Done; there is nothing more to say.
+    #[oai(status = 204)]
+    Done,
+}
+
+/// The network address of whoever called, as the connection has it; what a header claims is not believed.
+pub fn client_address(remote: &RemoteAddr) -> Option<IpAddr> {
+    remote.as_socket_addr().map(|address| address.ip())
+}
+
+/// The hash of a body that holds a password, keyed: it is stored for "same key, same request", and without the key
+/// passwords could be tried against it far faster than against their own hashes.
+pub fn keyed_hash(app: &App, body: &[u8; 32]) -> [u8; 32] {
+    let key = app.authenticator().keys().derive("request-hash");
+    // Key and text have fixed lengths, so nothing can be appended.
+    Sha256::new()
+        .chain_update(key)
+        .chain_update(body)
+        .finalize()
+        .into()
 }
 
 /// Free-form fields of a client's own.

@@ -33,6 +33,8 @@ pub struct ApiKey {
     pub prefix: String,
     /// What it may do.
     pub scopes: Vec<Scope>,
+    /// Code look-ups per hour that may miss; `None` for the default.
+    pub miss_budget: Option<i32>,
     /// The administrator who made it; for a key made with a key, who made that one.
     pub created_by: Uuid,
     /// When it was made.
@@ -52,6 +54,7 @@ impl FromRow<'_, PgRow> for ApiKey {
             name: row.try_get("name")?,
             prefix: row.try_get("prefix")?,
             scopes: decode_scopes(row)?,
+            miss_budget: row.try_get("miss_budget")?,
             created_by: row.try_get("created_by")?,
             created_at: row.try_get("created_at")?,
             last_used_at: row.try_get("last_used_at")?,
@@ -71,7 +74,7 @@ fn decode_scopes(row: &PgRow) -> sqlx::Result<Vec<Scope>> {
 /// The columns that an [`ApiKey`] is read from.
 macro_rules! columns {
     () => {
-        "id, name, prefix, scopes, created_by, created_at, last_used_at, expires_at, revoked_at"
+        "id, name, prefix, scopes, miss_budget, created_by, created_at, last_used_at, expires_at, revoked_at"
     };
 }
 

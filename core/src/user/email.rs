@@ -54,6 +54,10 @@ fn is_local(byte: u8) -> bool {
 }
 
 fn is_domain(domain: &str) -> bool {
+    // The domain of anonymised accounts: an address there could keep one from being anonymised.
+    if domain.eq_ignore_ascii_case("invalid") {
+        return false;
+    }
     domain.split('.').all(|label| {
         (1..=63).contains(&label.len())
             && label
@@ -96,6 +100,7 @@ mod tests {
             "a\0@b",
             "a\n@b",
             "ä@b",
+            "deleted-1@Invalid",
             &long_local,
             &long,
         ] {

@@ -124,6 +124,14 @@ async fn compare_and_open(
     Ok(Some(session))
 }
 
+/// A change of password whose old password was right, to be written by [`apply_change`].
+pub struct CheckedChange {
+    user_id: Uuid,
+    session_id: Option<Uuid>,
+    stored: String,
+    hash: String,
+}
+
 /// Changes the own password and ends every other session of the account. Wrong old passwords count as failed log-ins.
 ///
 /// # Errors
@@ -134,6 +142,23 @@ pub async fn change_password(
     switch: SecurityBudgets,
     change: PasswordChange<'_>,
 ) -> Result<()> {
+    let checked = check_change(db, passwords, switch, change).await?;
+    let mut tx = db.begin().await?;
+    apply_change(&mut tx, checked).await?;
+    db::commit(tx).await?;
+    Ok(())
+}
+
+/// The slow part of [`change_password`]: compares the old password and hashes the new one. Nothing is changed yet.
+///
+/// # Errors
+/// `invalid_credentials`, `weak_password`, `rate_limited`, `overloaded`, `not_found`.
+pub async fn check_change(
+    db: &Db,
+    passwords: &Passwords,
+    switch: SecurityBudgets,
+    change: PasswordChange<'_>,
+) -> Result<CheckedChange> {
     let account: Account = sqlx::query_as(
         "SELECT id, email, name, password_hash, disabled_at IS NOT NULL AS disabled FROM users WHERE id = $1",
     )
@@ -159,15 +184,23 @@ pub async fn change_password(
     };
     till.give_back().await?;
     let hash = turn.hash(change.new).await?;
-    drop(turn);
+    Ok(CheckedChange {
+        user_id: account.id,
+        session_id: change.session_id,
+        stored: stored.to_owned(),
+        hash,
+    })
+}
 
-    let mut tx = db.begin().await?;
-    if !replace_hash(&mut tx, account.id, stored, &hash).await? {
-        return Err(wrong()); // another change was faster
+/// Writes a checked change, unless the account was changed meanwhile.
+///
+/// # Errors
+/// `invalid_credentials` when another change of the password was faster.
+pub async fn apply_change(conn: &mut PgConnection, change: CheckedChange) -> Result<()> {
+    if !replace_hash(conn, change.user_id, &change.stored, &change.hash).await? {
+        return Err(wrong());
     }
-    session::revoke_all(&mut tx, account.id, change.session_id).await?;
-    db::commit(tx).await?;
-    Ok(())
+    session::revoke_all(conn, change.user_id, change.session_id).await
 }
 
 /// Sets a password without asking for the old one, for an operator; ends every session.

@@ -2,7 +2,8 @@
 //!
 //! Invariant: an account is never deleted, only disabled and anonymised, so that history keeps its actors; and an
 //! account's refresh tokens are inserted and revoked only while its row is locked, so that none slips past a
-//! withdrawal. To add a field: the migration, [`User`], the column list below, `NewUser` or `UserChange`.
+//! withdrawal. Once there is an administrator there is always one: whoever makes the first, or takes one away, holds
+//! one lock for all. To add a field: the migration, [`User`], the column list below, `NewUser` or `UserChange`.
 
 pub mod api_key;
 pub mod auth;
@@ -11,7 +12,9 @@ mod cache;
 pub mod email;
 pub mod login;
 pub mod password;
+pub mod register;
 pub mod session;
+pub mod setup;
 pub mod token;
 
 use chrono::{DateTime, Utc};
@@ -26,8 +29,8 @@ use crate::{
     page::Page,
 };
 
-/// The advisory lock that whoever makes the first administrator holds ("cbadmin" in ASCII).
-const FIRST_ADMIN_LOCK: i64 = 0x63_6261_646d_696e;
+/// The advisory lock of whoever makes the first administrator or takes one away ("cbadmin" in ASCII).
+const ADMINS_LOCK: i64 = 0x63_6261_646d_696e;
 
 /// The longest name, in characters.
 const NAME_MAX: usize = 200;
@@ -112,6 +115,16 @@ pub struct UserChange {
     pub role: Option<Role>,
     /// Disabled (its sessions end) or enabled again.
     pub disabled: Option<bool>,
+}
+
+impl UserChange {
+    /// Checks the fields without the database, so that a slow password hash can wait for the answer.
+    ///
+    /// # Errors
+    /// `validation_failed` with every fault.
+    pub fn check(&self) -> Result<()> {
+        check(self.email.as_deref(), self.name.as_deref())
+    }
 }
 
 fn check(email: Option<&str>, name: Option<&str>) -> Result<()> {
@@ -248,11 +261,7 @@ fn email_taken() -> Error {
 /// `validation_failed`; `email_taken` when the address belongs to an account that is no administrator.
 pub async fn ensure_first_admin(conn: &mut PgConnection, new: &NewUser) -> Result<Option<User>> {
     new.check()?;
-    // A statement of its own: the next one must see what the former holder of the lock has committed.
-    sqlx::query("SELECT pg_advisory_xact_lock($1)")
-        .bind(FIRST_ADMIN_LOCK)
-        .execute(&mut *conn)
-        .await?;
+    lock_admins(conn).await?;
     if has_admin(conn).await? {
         return Ok(None);
     }
@@ -275,12 +284,45 @@ pub async fn has_admin(conn: &mut PgConnection) -> Result<bool> {
     )
 }
 
+/// Until the end of the transaction nobody else makes the first administrator or takes one away. A statement of its
+/// own: the next one must see what the former holder of the lock has committed.
+async fn lock_admins(conn: &mut PgConnection) -> Result<()> {
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(ADMINS_LOCK)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// That an administrator remains when this account is none any more. To be called before its row is locked.
+async fn require_another_admin(conn: &mut PgConnection, id: Uuid) -> Result<()> {
+    lock_admins(conn).await?;
+    let is_last: bool = sqlx::query_scalar(
+        "SELECT EXISTS     (SELECT FROM users WHERE role = 'admin' AND disabled_at IS NULL AND id = $1)
+            AND NOT EXISTS (SELECT FROM users WHERE role = 'admin' AND disabled_at IS NULL AND id <> $1)",
+    )
+    .bind(id)
+    .fetch_one(conn)
+    .await?;
+    if is_last {
+        return Err(Refusal::new(
+            Code::LastAdmin,
+            "This is the last administrator. Make another account an administrator first.",
+        )
+        .into());
+    }
+    Ok(())
+}
+
 /// Changes an account; who is disabled is logged out everywhere.
 ///
 /// # Errors
-/// `validation_failed`, `not_found`, `email_taken`.
+/// `validation_failed`, `last_admin`, `not_found`, `email_taken`.
 pub async fn update(conn: &mut PgConnection, id: Uuid, change: &UserChange) -> Result<User> {
-    check(change.email.as_deref(), change.name.as_deref())?;
+    change.check()?;
+    if change.role == Some(Role::User) || change.disabled == Some(true) {
+        require_another_admin(conn, id).await?;
+    }
     let user: User = sqlx::query_as(concat!(
         "UPDATE users SET
              email       = coalesce($2, email),
@@ -316,7 +358,7 @@ pub async fn update(conn: &mut PgConnection, id: Uuid, change: &UserChange) -> R
 /// Doing it again changes nothing.
 ///
 /// # Errors
-/// `cannot_delete_self` when `caller` is the account itself, `not_found`.
+/// `cannot_delete_self` when `caller` is the account itself, `last_admin`, `not_found`.
 pub async fn disable_and_anonymise(conn: &mut PgConnection, caller: Uuid, id: Uuid) -> Result<()> {
     if caller == id {
         return Err(Refusal::new(
@@ -325,6 +367,7 @@ pub async fn disable_and_anonymise(conn: &mut PgConnection, caller: Uuid, id: Uu
         )
         .into());
     }
+    require_another_admin(conn, id).await?;
     let changed = sqlx::query(
         "UPDATE users SET
              email         = 'deleted-' || id || '@invalid', -- a name that RFC 2606 keeps free

@@ -1,3 +1,4 @@
 //! The whole service, proved together.
 
+mod contract;
 mod life;

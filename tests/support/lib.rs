@@ -4,6 +4,7 @@
 //! Invariant: nothing here waits for a fixed time. What is awaited is a job's end, a line of output or a condition, each
 //! with a bound after which the test fails and says what it saw.
 
+pub mod document;
 pub mod http;
 pub mod process;
 pub mod seed;

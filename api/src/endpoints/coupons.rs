@@ -1,6 +1,5 @@
 //! Coupons: a book's, one, what happened to it, and a holder's own.
 
-use chrono::{DateTime, Utc};
 use coupon_core::{
     Error,
     caller::{Caller, Scope},
@@ -21,6 +20,7 @@ use crate::{
     app::App,
     auth::Auth,
     lists::{Limit, Page, decode_cursor},
+    time::{self, Time},
 };
 
 /// The effective state of a coupon: a lapsed lock shows `assigned`.
@@ -72,14 +72,14 @@ pub struct CouponView {
     book_id: Uuid,
     state: State,
     assigned_user_id: Nullable<Uuid>,
-    assigned_at: Nullable<DateTime<Utc>>,
-    locked_until: Nullable<DateTime<Utc>>,
+    assigned_at: Nullable<Time>,
+    locked_until: Nullable<Time>,
     redemptions_used: i32,
     redemptions_allowed: i32,
-    expires_at: Nullable<DateTime<Utc>>,
+    expires_at: Nullable<Time>,
     metadata: Metadata,
-    created_at: DateTime<Utc>,
-    updated_at: DateTime<Utc>,
+    created_at: Time,
+    updated_at: Time,
 }
 
 impl From<Coupon> for CouponView {
@@ -95,8 +95,8 @@ impl From<Coupon> for CouponView {
             redemptions_allowed: coupon.redemptions_allowed,
             expires_at: coupon.expires_at.into(),
             metadata: metadata(coupon.metadata),
-            created_at: coupon.created_at,
-            updated_at: coupon.updated_at,
+            created_at: coupon.created_at.into(),
+            updated_at: coupon.updated_at.into(),
         }
     }
 }
@@ -106,7 +106,7 @@ impl From<Coupon> for CouponView {
 #[oai(rename = "Event")]
 pub struct EventView {
     id: Uuid,
-    at: DateTime<Utc>,
+    at: Time,
     /// What happened: coupon_assigned, coupon_locked, …
     kind: String,
     book_id: Uuid,
@@ -127,7 +127,7 @@ impl From<list::Event> for EventView {
     fn from(event: list::Event) -> Self {
         Self {
             id: event.id,
-            at: event.at,
+            at: event.at.into(),
             kind: event.kind,
             book_id: event.book_id,
             code: event.code.into(),
@@ -137,8 +137,8 @@ impl From<list::Event> for EventView {
             },
             job_id: event.job_id.into(),
             request_id: event.request_id.into(),
-            before: event.before.into(),
-            after: event.after.into(),
+            before: event.before.map(time::in_utc).into(),
+            after: event.after.map(time::in_utc).into(),
             hash: event
                 .hash
                 .map(|hash| hash.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -273,7 +273,7 @@ impl Coupons {
         auth: Auth,
         code: Path<String>,
         book_id: Query<Option<Uuid>>,
-        as_of: Query<Option<DateTime<Utc>>>,
+        as_of: Query<Option<Time>>,
         limit: Query<Limit>,
         cursor: Query<Option<String>>,
     ) -> Result<Json<Page<EventView>>, Problem> {

@@ -1,4 +1,5 @@
 //! The whole service, proved together.
 
+mod bad_input;
 mod contract;
 mod life;

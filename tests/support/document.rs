@@ -2,6 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use crate::Service;
 
@@ -67,8 +68,9 @@ impl Document {
             return first.clone();
         }
         match (text("type"), text("format")) {
-            ("object", _) => schema["required"]
-                .as_array()
+            ("object", _) => schema
+                .get("required")
+                .and_then(Value::as_array)
                 .into_iter()
                 .flatten()
                 .filter_map(Value::as_str)
@@ -99,6 +101,30 @@ impl Operation {
         self.path
             .replace("{id}", "01890000-0000-7000-8000-000000000000")
             .replace("{code}", "NO-SUCH-CODE")
+    }
+
+    /// The path with the ids of objects that exist.
+    pub fn present_path(
+        &self,
+        book_id: Uuid,
+        job_id: &str,
+        user_id: Uuid,
+        key_id: &str,
+        code: &str,
+    ) -> String {
+        let id = match self.path.split('/').nth(2) {
+            Some("books") => book_id.to_string(),
+            Some("jobs") => job_id.to_owned(),
+            Some("users") => user_id.to_string(),
+            Some("api-keys") => key_id.to_owned(),
+            _ => String::new(),
+        };
+        assert!(
+            !self.path.contains("{id}") || !id.is_empty(),
+            "no object for {}",
+            self.path
+        );
+        self.path.replace("{id}", &id).replace("{code}", code)
     }
 
     /// The schema of its JSON body, if it takes one.

@@ -7,7 +7,7 @@ use coupon_core::{
     db::{Db, Role},
     error::StoreError,
     idempotency::Sealer,
-    job::{signals::Signals, wait::Waiters},
+    job::{depth::Depth, signals::Signals, wait::Waiters},
     user::{auth::Authenticator, budget::SecurityBudgets, password::Passwords, token::TokenKeys},
 };
 
@@ -29,6 +29,7 @@ struct Inner {
     sealer: Sealer,
     signals: Signals,
     waiters: Waiters,
+    depth: Depth,
     budgets: SecurityBudgets,
     registration: bool,
     max_upload_bytes: u64,
@@ -65,6 +66,7 @@ impl App {
                 },
                 registration: settings.registration.is_on(),
                 max_upload_bytes: settings.max_upload_bytes,
+                depth: Depth::new(db.clone(), settings.queue_limit),
                 db,
                 till,
                 signals,
@@ -106,6 +108,11 @@ impl App {
     /// Those who wait for jobs.
     pub fn waiters(&self) -> &Waiters {
         &self.inner.waiters
+    }
+
+    /// How deep the queues are.
+    pub fn depth(&self) -> &Depth {
+        &self.inner.depth
     }
 
     /// Whether guessing is throttled.

@@ -12,6 +12,7 @@ use poem_openapi::{
     registry::{
         MetaMediaType, MetaRequest, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
     },
+    types::ParseFromJSON,
 };
 
 use crate::Problem;
@@ -76,6 +77,52 @@ impl<'a> ApiExtractor<'a> for CsvBody {
             .into());
         }
         Ok(Self(body.take().unwrap_or_default()))
+    }
+}
+
+/// A body that is JSON or CSV, by its content type.
+pub enum JsonOrCsv<T> {
+    /// Checked as [`crate::Body`] does.
+    Json(crate::Body<T>),
+    /// Unread.
+    Csv(Body),
+}
+
+impl<'a, T: ParseFromJSON + 'static> ApiExtractor<'a> for JsonOrCsv<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        let mut meta = crate::Body::<T>::request_meta()?;
+        meta.content.push(MetaMediaType {
+            content_type: TEXT_CSV,
+            schema: schema(),
+        });
+        Some(meta)
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        options: ExtractParamOptions<()>,
+    ) -> Result<Self> {
+        let essence = request
+            .content_type()
+            .and_then(|text| text.split(';').next())
+            .unwrap_or_default()
+            .trim();
+        if essence.eq_ignore_ascii_case(TEXT_CSV) {
+            return Ok(Self::Csv(body.take().unwrap_or_default()));
+        }
+        Ok(Self::Json(
+            crate::Body::from_request(request, body, options).await?,
+        ))
     }
 }
 

@@ -23,6 +23,7 @@ pub mod request_id;
 pub mod schema;
 pub mod server;
 pub mod time;
+mod web;
 mod wire;
 
 #[cfg(test)]
@@ -45,14 +46,20 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
-    use endpoints::{api_keys, assign, auth, books, codes, coupons, health, jobs, me, setup, till, users};
+    use endpoints::{
+        api_keys, assign, audit, auth, books, codes, coupons, health, jobs, jobs_admin, me, redemptions,
+        setup, till, users,
+    };
     let endpoints = (
         books::Books { app: app.clone() },
         codes::Codes { app: app.clone() },
         coupons::Coupons { app: app.clone() },
         assign::Assign { app: app.clone() },
         till::Till { app: app.clone() },
+        redemptions::Redemptions { app: app.clone() },
         jobs::Jobs { app: app.clone() },
+        jobs_admin::JobsAdmin { app: app.clone() },
+        audit::Audit { app: app.clone() },
         auth::Sessions { app: app.clone() },
         me::Me { app: app.clone() },
         users::Users { app: app.clone() },
@@ -70,7 +77,7 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
 pub fn application(app: App, draining: Arc<AtomicBool>) -> impl Endpoint<Output = Response> + 'static {
     let service = service(&app, &draining);
     let document = Arc::new(Document::new(&service));
-    stack(Route::new().nest("/", service), document)
+    stack(web::routes(Route::new().nest("/", service)), document)
         .data(app)
         .before(|request| async { Ok(unversioned(request)) })
 }

@@ -160,11 +160,8 @@ impl Once {
     /// # Errors
     /// When the database fails.
     pub async fn give_up(self) -> Result<(), Problem> {
-        Ok(self
-            .tx
-            .rollback()
-            .await
-            .map_err(|error| Problem::from(Error::from(error)))?)
+        self.tx.rollback().await.map_err(Error::from)?;
+        Ok(())
     }
 
     /// Ends it: commits a success with its record, or rolls back and records a refusal.
@@ -229,8 +226,9 @@ impl Once {
             _ => return error.into(),
         };
         let Self { app, db, tx, claim } = self;
-        drop(tx);
         let kept = async {
+            // Awaited, not dropped: the key is held until it has happened.
+            tx.rollback().await?;
             let claim = claim.as_ref().ok_or_else(Refusal::not_found)?;
             let mut tx = db.begin().await?;
             if idempotency::take(&mut tx, app.sealer(), claim).await?.is_none() {

@@ -21,7 +21,7 @@ use coupon_core::{
     config::{Secret, Settings},
     db::{self, Db, Role},
     job::{Queue, signals::Signals},
-    user::token::TokenKeys,
+    user::{self, setup::setup_token, token::TokenKeys},
 };
 use coupon_pg::Embedded;
 use coupon_worker::Workers;
@@ -143,10 +143,14 @@ async fn serve(
         .await
         .with_context(|| format!("{} cannot be listened on", settings.listen))?;
     let address = server.local_addr()?;
+    let setup = setup_link(url, &keys, address).await;
     let app = App::new(url, settings, keys, signals)?;
     let draining = Arc::new(AtomicBool::new(false));
     let endpoint = coupon_api::application(app.clone(), Arc::clone(&draining));
     print(&format!("couponbook ready on http://{address}"));
+    if let Some(link) = setup {
+        say(&format!("there is no administrator yet; make one at {link}"));
+    }
     if let Some(demo) = demo {
         demo.explain(address);
     }
@@ -161,6 +165,15 @@ async fn serve(
     }
     app.close().await;
     Ok(())
+}
+
+/// Where to make the first administrator, while there is none. A database that does not answer now is no reason not
+/// to start.
+async fn setup_link(url: &str, keys: &TokenKeys, address: std::net::SocketAddr) -> Option<String> {
+    let db = Db::connect(url, Role::Api, 1).ok()?;
+    let mut connection = db.pool().acquire().await.ok()?;
+    let has_admin = user::has_admin(&mut connection).await.ok()?;
+    (!has_admin).then(|| format!("http://{address}/setup?token={}", setup_token(keys)))
 }
 
 /// The workers alone.

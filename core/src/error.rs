@@ -295,6 +295,8 @@ codes! {
     AttemptsExhausted = "attempts_exhausted", Internal;
     /// The job's payload cannot be read.
     PayloadUndecodable = "payload_undecodable", Internal;
+    /// Another number of jobs matches than was expected.
+    CountChanged = "count_changed", Conflict;
     /// What was kept for a while is no longer kept.
     Expired = "expired", Gone;
 }

@@ -4,34 +4,51 @@
 
 use sqlx::PgConnection;
 
-use crate::error::StoreError;
+use crate::{
+    error::Result,
+    import::sweep,
+    user::{budget, session},
+};
 
-/// Rows of one table that one run forgets: a few milliseconds each.
+/// Rows of one table that one run forgets: some milliseconds each.
 const BATCH: i64 = 5_000;
 
-/// Forgets what is over: ticks after a day, idempotency keys after two, refresh tokens a month past their end, budgets
-/// whose window has passed. Gives whether more is left.
+/// How long the text of an import is kept after the job's end, in seconds: a day.
+const KEEP_TEXTS: i64 = 24 * 60 * 60;
+
+/// Forgets a batch of what is over: ticks after a day, idempotency keys after two, refresh tokens, budgets whose window
+/// has passed, uploads that were cut or whose import ended. Gives whether there may be more.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn sweep_leftovers(connection: &mut PgConnection) -> Result<bool, StoreError> {
-    let mut more = false;
-    for sql in [
-        "DELETE FROM ticks WHERE ctid = ANY(ARRAY(
-             SELECT ctid FROM ticks WHERE tick < now() - interval '1 day' LIMIT $1))",
-        "DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
-             SELECT ctid FROM idempotency_keys WHERE created_at < now() - interval '2 days' LIMIT $1))",
-        "DELETE FROM refresh_tokens WHERE ctid = ANY(ARRAY(
-             SELECT ctid FROM refresh_tokens WHERE expires_at < now() - interval '30 days' LIMIT $1))",
-        "DELETE FROM security_budgets WHERE ctid = ANY(ARRAY(
-             SELECT ctid FROM security_budgets WHERE window_until < now() LIMIT $1))",
-    ] {
-        let gone = sqlx::query(sql)
-            .bind(BATCH)
-            .execute(&mut *connection)
-            .await?
-            .rows_affected();
-        more |= gone >= BATCH.unsigned_abs();
-    }
-    Ok(more)
+pub async fn sweep_leftovers(connection: &mut PgConnection) -> Result<bool> {
+    let gone = [
+        delete(
+            connection,
+            "DELETE FROM ticks WHERE (schedule, tick) IN (
+                 SELECT schedule, tick FROM ticks WHERE tick < now() - interval '1 day' LIMIT $1)",
+        )
+        .await?,
+        delete(
+            connection,
+            "DELETE FROM idempotency_keys WHERE (caller_id, key) IN (
+                 SELECT caller_id, key FROM idempotency_keys WHERE created_at < now() - interval '2 days'
+                 ORDER BY created_at LIMIT $1)",
+        )
+        .await?,
+        session::sweep(&mut *connection, BATCH).await?,
+        budget::sweep(&mut *connection, BATCH).await?,
+        sweep::sweep_dead_uploads(connection).await?,
+        sweep::sweep_old_texts(connection, KEEP_TEXTS).await?,
+        sweep::sweep_seen(connection).await?,
+    ];
+    Ok(gone.iter().any(|rows| *rows > 0))
+}
+
+async fn delete(connection: &mut PgConnection, sql: &'static str) -> Result<u64> {
+    Ok(sqlx::query(sql)
+        .bind(BATCH)
+        .execute(connection)
+        .await?
+        .rows_affected())
 }

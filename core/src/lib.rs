@@ -3,6 +3,7 @@
 //! Nothing here knows of HTTP or of the worker runtime. Functions take an open `&mut PgConnection`
 //! and neither begin nor commit: transactions begin and end at the edge (a handler or a job's step).
 
+pub mod audit;
 pub mod book;
 pub mod caller;
 pub mod config;

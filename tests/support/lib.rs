@@ -44,6 +44,13 @@ pub async fn database() -> TestDatabase {
     .await
 }
 
+/// The same with a pool on it; the database goes when the first of the two does.
+pub async fn fresh() -> (TestDatabase, Db) {
+    let database = database().await;
+    let db = Db::connect(database.url(), Role::Worker, 30).expect("a URL");
+    (database, db)
+}
+
 /// The service in this process: API on a real socket, workers, a database of its own.
 pub struct Service {
     /// The database.

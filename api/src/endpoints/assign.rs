@@ -2,13 +2,18 @@
 
 use coupon_core::{
     caller::{Caller, Scope},
-    coupon::{accept, locate},
+    coupon::{
+        accept,
+        batch::{self, Item},
+        locate,
+    },
     job::payload::Wanted,
 };
 use poem_openapi::{
     Object, OpenApi,
-    param::{Header, Path},
+    param::{Header, Path, Query},
 };
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
@@ -20,7 +25,9 @@ use crate::{
     Body, Problem, RequestId,
     app::App,
     auth::Auth,
+    csv::JsonOrCsv,
     once::{Begun, IdempotencyKey, Once},
+    payload::read_to_end,
 };
 
 /// Coupons to be drawn for a user.
@@ -38,6 +45,29 @@ pub struct AssignRequest {
 fn one() -> u32 {
     1
 }
+
+/// Coupons of one book for many users.
+#[derive(Debug, Object)]
+pub struct AssignBatchRequest {
+    /// From which book.
+    book_id: Uuid,
+    /// Who gets how many; all or none for each.
+    #[oai(validator(min_items = 1, max_items = 10000))]
+    items: Vec<AssignItem>,
+}
+
+/// One user of a batch.
+#[derive(Debug, Object)]
+pub struct AssignItem {
+    /// Who.
+    user_id: Uuid,
+    /// How many.
+    #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "one")]
+    count: u32,
+}
+
+/// The most bytes of a batch as CSV.
+const MAX_CSV_BYTES: usize = 2 * 1024 * 1024;
 
 /// A given code for a user.
 #[derive(Debug, Object)]
@@ -67,6 +97,7 @@ impl Assign {
         body: Body<AssignRequest>,
     ) -> Result<JobReply, Problem> {
         let user_id = accept::beneficiary(&auth, body.user_id)?;
+        self.app.depth().admit()?;
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => {
@@ -100,6 +131,7 @@ impl Assign {
         body: Body<AssignCodeRequest>,
     ) -> Result<JobReply, Problem> {
         let user_id = accept::beneficiary(&auth, body.user_id)?;
+        self.app.depth().admit()?;
         let lookup = Lookup::begin(&self.app, &auth).await?;
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
@@ -109,6 +141,58 @@ impl Assign {
         };
         let accepted = accept_code(&mut once, &auth, &code.0, body.book_id, user_id, &id).await;
         let job_id = lookup.end(once.finish_job(accepted).await).await?;
+        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+    }
+
+    /// Assign coupons of one book to many users: a job, with an outcome for every item. As JSON, or as CSV of
+    /// `user_email,count` with `?book_id=`.
+    #[oai(path = "/coupons/assign-batch", method = "post")]
+    async fn assign_batch(
+        &self,
+        auth: Auth,
+        id: RequestId,
+        book_id: Query<Option<Uuid>>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+        body: JsonOrCsv<AssignBatchRequest>,
+    ) -> Result<JobReply, Problem> {
+        auth.require_admin()?;
+        self.app.depth().admit()?;
+        let (hash, asked) = match body {
+            JsonOrCsv::Json(body) => (*body.hash(), Ok(body.value)),
+            JsonOrCsv::Csv(body) => {
+                let bytes = read_to_end(body, MAX_CSV_BYTES).await?;
+                let book_id = book_id.0.ok_or_else(|| {
+                    Problem::field(
+                        "?book_id",
+                        "required",
+                        "A CSV file does not say which book; give book_id.",
+                    )
+                })?;
+                (Sha256::digest(&bytes).into(), Err((book_id, bytes)))
+            }
+        };
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(&hash)).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => {
+                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
+            }
+        };
+        let accepted = async {
+            let (book_id, items) = match asked {
+                Ok(AssignBatchRequest { book_id, items }) => {
+                    let item = |item: AssignItem| Item {
+                        user_id: Some(item.user_id),
+                        count: item.count,
+                    };
+                    (book_id, items.into_iter().map(item).collect())
+                }
+                Err((book_id, bytes)) => (book_id, batch::read_csv(once.tx(), &bytes).await?),
+            };
+            batch::accept(once.tx(), book_id, &items, origin(&auth, &id)).await
+        };
+        let accepted = accepted.await;
+        let job_id = once.finish_job(accepted).await?;
         jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
     }
 }

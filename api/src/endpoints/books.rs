@@ -334,7 +334,7 @@ impl Books {
         auth.require_admin()?;
         let mut once = match Once::begin(&self.app, self.app.db(), auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
-            Begun::Before(answer) => return once::again(answer),
+            Begun::Before(answer) => return Ok(once::again(answer)?.tagged(etag::tag(1))),
         };
         let mut settings = Settings::named(body.value.name);
         body.value.settings.apply(&mut settings)?;

@@ -75,22 +75,11 @@ struct Given {
 
 impl Given {
     fn settings(&self) -> Result<Settings, Problem> {
-        let delimiter = match self.delimiter.as_deref() {
-            None => None,
-            Some("tab" | "\\t") => Some('\t'),
-            Some(text) => {
-                let mut characters = text.chars();
-                let known =
-                    |delimiter: &char| dialect::DELIMITERS.contains(delimiter) && text.chars().count() == 1;
-                Some(characters.next().filter(known).ok_or_else(|| {
-                    Problem::field(
-                        "?delimiter",
-                        "not_in_enum",
-                        "A delimiter is a comma, a semicolon, a bar or `tab`.",
-                    )
-                })?)
-            }
-        };
+        let delimiter = self
+            .delimiter
+            .as_deref()
+            .map(dialect::parse_delimiter)
+            .transpose()?;
         Ok(Settings {
             mode: self.mode.map(Mode::from).unwrap_or_default(),
             delimiter,
@@ -119,6 +108,7 @@ impl Codes {
         body: CsvBody,
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
+        self.app.depth().admit()?;
         let settings = given.settings()?;
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
         book::find(&mut connection, given.book_id).await?;
@@ -162,7 +152,12 @@ impl Codes {
                 return Err(problem);
             }
         }
-        Ok(receiver.finish().await?)
+        let id = receiver.id();
+        let finished = receiver.finish().await;
+        if finished.is_err() {
+            let _ = upload::discard(self.app.db(), id).await;
+        }
+        Ok(finished?)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the request's parts, once")]
@@ -269,6 +264,7 @@ impl Codes {
         body: Body<CodeList>,
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
+        self.app.depth().admit()?;
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => {

@@ -16,10 +16,12 @@ use uuid::Uuid;
 
 use super::{Lookup, Metadata, Tag, metadata, path_code};
 use crate::{
-    Nullable, Problem,
+    Body, Nullable, Problem,
     app::App,
     auth::Auth,
     lists::{Limit, Page, decode_cursor},
+    once::{self, Begun, IdempotencyKey, Once},
+    reply::Reply,
     time::{self, Time},
 };
 
@@ -99,6 +101,25 @@ impl From<Coupon> for CouponView {
             updated_at: coupon.updated_at.into(),
         }
     }
+}
+
+/// A code to be checked without looking it up.
+#[derive(Debug, Object)]
+pub struct CheckRequest {
+    /// As typed.
+    #[oai(validator(max_length = 1000))]
+    code: String,
+    /// The book whose rules count.
+    book_id: Uuid,
+}
+
+/// Whether a text can be a code of the book.
+#[derive(Debug, Object)]
+pub struct CheckView {
+    /// Whether it has the form of a code.
+    well_formed: bool,
+    /// The form in which two codes are compared; null when it is not well formed.
+    canonical: Nullable<String>,
 }
 
 /// One line of the audit trail.
@@ -250,6 +271,31 @@ impl Coupons {
             |(key, _)| key.clone(),
             |(_, coupon)| coupon.into(),
         )))
+    }
+
+    /// Check the form of a code without looking it up: free of the budget for misses.
+    #[oai(path = "/coupons/check", method = "post")]
+    async fn check(
+        &self,
+        auth: Auth,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        body: Body<CheckRequest>,
+    ) -> Result<Reply<CheckView>, Problem> {
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return once::again(answer),
+        };
+        let checked = coupon_core::book::find_to_check(once.tx(), &auth, body.book_id)
+            .await
+            .map(|book| {
+                let code = code::Code::parse(&body.code).ok();
+                let canonical = code.map(|code| code.key(book.settings.exact_codes).to_owned());
+                CheckView {
+                    well_formed: canonical.is_some(),
+                    canonical: canonical.into(),
+                }
+            });
+        once.finish(checked, |_| None).await
     }
 
     /// Look up a code.

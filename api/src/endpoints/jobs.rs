@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use coupon_core::{
     caller::{Caller, Scope},
-    job::{self, Job, ledger},
+    job::{self, Job, ledger, signals::Signal},
+};
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
 };
 use poem::{
     IntoResponse, Response,
@@ -16,7 +20,7 @@ use poem::{
 use poem_openapi::{
     ApiResponse, Enum, Object, OpenApi,
     param::{Header, Path, Query},
-    payload::{Json, Payload},
+    payload::{EventStream, Json, Payload},
     registry::{MetaMediaType, MetaResponse, MetaResponses, Registry},
     types::{ToJSON, Type},
 };
@@ -38,6 +42,13 @@ use crate::{
 
 /// The longest that a request may wait for a job's end.
 const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// How often a stream of events shows that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The longest and the shortest time between two looks at a job whose changes are streamed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -403,6 +414,30 @@ impl Jobs {
         })
     }
 
+    /// A job's changes as they happen (server-sent events): the job as it is, then again at every change, until its end.
+    #[oai(path = "/jobs/:id/events", method = "get")]
+    async fn events(
+        &self,
+        auth: Auth,
+        id: Path<Uuid>,
+    ) -> Result<EventStream<BoxStream<'static, JobView>>, Problem> {
+        // A job that is not the caller's is refused as an answer, not as an event.
+        read(&self.app, &auth, id.0).await?;
+        let watcher = Watcher {
+            done: self.app.signals().watch(Signal::Done),
+            app: self.app.clone(),
+            caller: auth.0,
+            job_id: id.0,
+            last: String::new(),
+            over: false,
+        };
+        let changes = stream::unfold(watcher, |mut watcher| async move {
+            let job = watcher.next().await?;
+            Some((job, watcher))
+        });
+        Ok(EventStream::new(changes.boxed()).keep_alive(KEEP_ALIVE))
+    }
+
     /// What a job could not do, line by line.
     #[oai(path = "/jobs/:id/errors", method = "get")]
     async fn errors(
@@ -447,7 +482,26 @@ impl Jobs {
         };
         let cancelled = ledger::cancel(once.tx(), &auth, id.0).await.map(|job| job.id);
         let job_id = once.finish_job(cancelled).await?;
-        self.app.signals().ring(coupon_core::job::signals::Signal::Done);
+        self.app.signals().ring(Signal::Done);
+        reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+    }
+
+    /// Try a job again that was given up because of trouble of the service.
+    #[oai(path = "/jobs/:id/retry", method = "post")]
+    async fn retry(
+        &self,
+        auth: Auth,
+        id: Path<Uuid>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+    ) -> Result<JobReply, Problem> {
+        require_job_caller(&auth)?;
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, None).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return replay(&self.app, &auth, answer, prefer.0.as_deref()).await,
+        };
+        let queued = ledger::retry(once.tx(), &auth, id.0).await.map(|job| job.id);
+        let job_id = once.finish_job(queued).await?;
         reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
     }
 }
@@ -474,6 +528,37 @@ fn require_job_caller(caller: &Caller) -> Result<(), Problem> {
         Ok(())
     } else {
         Err(coupon_core::Refusal::forbidden().into())
+    }
+}
+
+/// One reader of a job's changes; holds no connection while nothing happens.
+struct Watcher {
+    app: App,
+    caller: Caller,
+    job_id: Uuid,
+    done: tokio::sync::watch::Receiver<u64>,
+    last: String,
+    over: bool,
+}
+
+impl Watcher {
+    /// The job at its next change; `None` after its end, or when it cannot be read any more.
+    async fn next(&mut self) -> Option<JobView> {
+        while !self.over {
+            self.done.mark_unchanged();
+            let job = read(&self.app, &self.caller, self.job_id).await.ok()?;
+            self.over = job.state.is_final();
+            let view = JobView::from(job);
+            let seen = stable(&view);
+            if seen != self.last {
+                self.last = seen;
+                return Some(view);
+            }
+            // Signals say that something has changed somewhere; a look a second all the same, and no more than five.
+            tokio::time::sleep(LOOK_PAUSE).await;
+            let _ = tokio::time::timeout(LOOK_EVERY, self.done.changed()).await;
+        }
+        None
     }
 }
 

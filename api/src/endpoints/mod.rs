@@ -5,13 +5,16 @@
 
 pub mod api_keys;
 pub mod assign;
+pub mod audit;
 pub mod auth;
 pub mod books;
 pub mod codes;
 pub mod coupons;
 pub mod health;
 pub mod jobs;
+pub mod jobs_admin;
 pub mod me;
+pub mod redemptions;
 pub mod setup;
 pub mod till;
 pub mod users;
@@ -47,6 +50,8 @@ pub enum Tag {
     Jobs,
     /// Accounts, sessions and API keys.
     People,
+    /// What happened.
+    Audit,
     /// Whether the service is well.
     Health,
 }

@@ -14,6 +14,7 @@
 
 pub mod accept;
 pub mod assign;
+pub mod batch;
 pub mod code;
 pub mod draw;
 pub mod explain;
@@ -21,7 +22,9 @@ pub mod list;
 pub mod locate;
 pub mod lock;
 pub mod redeem;
+pub mod rollback;
 pub mod sweep;
+pub mod withdraw;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;

@@ -57,6 +57,15 @@ struct User {
     disabled: bool,
 }
 
+/// Whether codes are looked for in the book before a chunk is decided.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lookup {
+    /// They are taken for new; writing one that is not fails.
+    None,
+    /// Each one.
+    Each,
+}
+
 /// The import that is under way.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'a> {
@@ -73,12 +82,16 @@ impl Known {
         connection: &mut PgConnection,
         scope: Scope<'_>,
         rows: &[Numbered],
+        lookup: Lookup,
     ) -> Result<Self> {
         let mut known = Self {
             max_per_user: scope.max_per_user.map(i64::from),
             ..Self::default()
         };
         known.read_users(connection, scope, rows).await?;
+        if lookup == Lookup::None {
+            return Ok(known);
+        }
         let keys: Vec<&str> = rows.iter().map(|numbered| numbered.row.key.as_str()).collect();
         // One look into the primary key per code: OFFSET 0 keeps the planner from turning it into a scan of the book.
         let found: Vec<(String, DateTime<Utc>)> = sqlx::query_as(

@@ -86,12 +86,15 @@ pub async fn upkeep(connection: &mut PgConnection, payload: &Payload) -> Result<
     push(connection, [(id::new(), payload)].into_iter()).await
 }
 
-/// Puts an existing job back into the queue.
+/// Puts existing jobs back into the queue.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn requeue(connection: &mut PgConnection, job_id: Uuid, payload: &Payload) -> Result<()> {
-    push(connection, [(job_id, payload)].into_iter()).await
+pub async fn requeue<'a>(
+    connection: &mut PgConnection,
+    jobs: impl Iterator<Item = (Uuid, &'a Payload)>,
+) -> Result<()> {
+    push(connection, jobs).await
 }
 
 async fn push<'a>(

@@ -8,9 +8,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Job, Progress, State};
+use super::{Job, Progress, State, enqueue, payload::Payload};
 use crate::{
-    caller::Caller,
+    caller::{Caller, Scope},
     error::{Code, Refusal, Result, StoreError},
     id,
     page::Page,
@@ -64,7 +64,7 @@ impl From<Row> for Job {
         };
         Self {
             id: row.id,
-            has_errors: matches!(row.kind.as_str(), "import"),
+            has_errors: matches!(row.kind.as_str(), "import" | "assign_batch"),
             kind: row.kind,
             state: State::parse(&row.state).unwrap_or(State::Failed),
             progress: Progress {
@@ -89,14 +89,23 @@ impl From<Row> for Job {
     }
 }
 
-/// A job as `caller` may see it: its own, or any for an administrator.
+/// A job as `caller` may see it: its own, or any for administrators and readers.
 ///
 /// # Errors
 /// `not_found`.
 pub async fn find(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
+    find_if(connection, caller, caller.may(Scope::Read), job_id).await
+}
+
+/// A job that `caller` may change: its own, or any for administrators.
+async fn find_to_change(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
+    find_if(connection, caller, caller.is_admin(), job_id).await
+}
+
+async fn find_if(connection: &mut PgConnection, caller: &Caller, any: bool, job_id: Uuid) -> Result<Job> {
     let row: Option<Row> = sqlx::query_as(select_jobs!("WHERE id = $1 AND ($2 OR created_by = $3)"))
         .bind(job_id)
-        .bind(caller.is_admin())
+        .bind(any)
         .bind(caller.id)
         .fetch_optional(connection)
         .await?;
@@ -130,7 +139,7 @@ pub async fn list(
            AND ($5::uuid IS NULL OR book_id = $5) AND ($6::uuid IS NULL OR id < $6)
          ORDER BY id DESC LIMIT $7"
     ))
-    .bind(caller.is_admin())
+    .bind(caller.may(Scope::Read))
     .bind(caller.id)
     .bind(filter.kind.as_deref())
     .bind(filter.state.map(State::as_str))
@@ -180,7 +189,7 @@ pub async fn list_errors(
 /// # Errors
 /// `not_found`, `job_finished`.
 pub async fn cancel(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
-    let job = find(connection, caller, job_id).await?;
+    let job = find_to_change(connection, caller, job_id).await?;
     // The queue's row first, as workers do, and without waiting for one that is at work.
     let dequeued = sqlx::query(
         "DELETE FROM apalis.jobs WHERE id = (
@@ -228,4 +237,32 @@ pub async fn is_cancelled(connection: &mut PgConnection, job_id: Uuid) -> Result
             .await?
             .unwrap_or(false),
     )
+}
+
+/// The failures that trying again can mend: trouble of the service, not a refusal of the domain.
+pub(super) const RETRYABLE: [Code; 3] = [Code::AttemptsExhausted, Code::PayloadUndecodable, Code::Internal];
+
+/// Queues a job again that was given up: infrastructure trouble and crashes, not what the domain refused.
+///
+/// # Errors
+/// `not_found`, `job_not_retryable`.
+pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
+    find_to_change(connection, caller, job_id).await?;
+    let payload: Option<sqlx::types::Json<Payload>> = sqlx::query_scalar(
+        "UPDATE jobs SET state = 'queued', finished_at = NULL, error_code = NULL, error_detail = NULL, result = NULL,
+                attempts = 0, cancel_requested_at = NULL
+         WHERE id = $1 AND state = 'failed' AND error_code = ANY($2::text[])
+         RETURNING payload",
+    )
+    .bind(job_id)
+    .bind(RETRYABLE.map(Code::as_str).as_slice())
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(payload) = payload else {
+        let detail =
+            "Only a job that failed for trouble of the service can be tried again; ask anew instead.";
+        return Err(Refusal::new(Code::JobNotRetryable, detail).into());
+    };
+    enqueue::requeue(connection, [(job_id, &payload.0)].into_iter()).await?;
+    find(connection, caller, job_id).await
 }

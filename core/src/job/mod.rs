@@ -6,7 +6,9 @@
 //! happens exactly once.
 //! To add a kind: a variant of [`Kind`] and of [`payload::Payload`], a file in `worker/src/jobs/`, a row in docs/jobs.md.
 
+pub mod bulk;
 pub mod claim;
+pub mod depth;
 pub mod enqueue;
 pub mod ledger;
 pub mod payload;
@@ -53,18 +55,21 @@ impl Queue {
 pub enum Kind {
     /// Give coupons to one user.
     Assign,
+    /// Give coupons to many users.
+    AssignBatch,
     /// Put given codes into a book.
     Import,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 2] = [Self::Assign, Self::Import];
+    pub const ALL: [Self; 3] = [Self::Assign, Self::AssignBatch, Self::Import];
 
     /// The spelling on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Assign => "assign",
+            Self::AssignBatch => "assign_batch",
             Self::Import => "import",
         }
     }
@@ -73,6 +78,7 @@ impl Kind {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Assign => "coupons",
+            Self::AssignBatch => "items",
             Self::Import => "rows",
         }
     }

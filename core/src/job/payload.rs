@@ -14,6 +14,8 @@ use crate::caller::Actor;
 pub enum Payload {
     /// Give coupons to a user.
     AssignCoupons(AssignCoupons),
+    /// Give coupons to many users; who and how many is in `assign_batches`.
+    AssignBatch,
     /// Put the codes of an upload into a book; where it stands is in `imports`.
     ImportCodes,
     /// Turn lapsed locks back.
@@ -27,7 +29,7 @@ impl Payload {
     pub fn queue(&self) -> Queue {
         match self {
             Self::AssignCoupons(_) => Queue::Assign,
-            Self::ImportCodes => Queue::Bulk,
+            Self::AssignBatch | Self::ImportCodes => Queue::Bulk,
             Self::SweepLocks | Self::SweepLeftovers => Queue::System,
         }
     }
@@ -36,6 +38,7 @@ impl Payload {
     pub fn kind(&self) -> Option<Kind> {
         match self {
             Self::AssignCoupons(_) => Some(Kind::Assign),
+            Self::AssignBatch => Some(Kind::AssignBatch),
             Self::ImportCodes => Some(Kind::Import),
             Self::SweepLocks | Self::SweepLeftovers => None,
         }

@@ -6,7 +6,9 @@ mod assign;
 mod sweeps;
 
 use coupon_core::{
-    Error, import,
+    Error,
+    coupon::batch,
+    import,
     job::{
         claim::{Claimed, Finished, Outcome},
         payload::{AssignCoupons, Payload},
@@ -34,6 +36,7 @@ pub(crate) async fn run(
                 assigns.push((row.id, request));
                 continue;
             }
+            Some(Payload::AssignBatch) => batch::step(connection, row.id).await,
             Some(Payload::ImportCodes) => import::step::step(connection, row.id).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
             Some(Payload::SweepLeftovers) => sweeps::leftovers(connection).await,

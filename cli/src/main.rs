@@ -179,7 +179,6 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<()> {
 }
 
 /// A line of data for whoever called.
-#[expect(clippy::print_stdout, reason = "this is the one place that prints data")]
 fn print(line: &str) {
     use std::io::Write;
     let mut stdout = std::io::stdout().lock();

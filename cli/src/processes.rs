@@ -32,8 +32,9 @@ use crate::{admin, demo, print, say, secrets};
 /// How long one waits for another process that is migrating.
 const MIGRATE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long running steps may take to end; together with the server's drain below the 30 s that supervisors grant.
-const WORKER_DRAIN: Duration = Duration::from_secs(25);
+/// How long running requests and then running steps may take to end: together below the 30 s that supervisors grant.
+const SERVER_DRAIN: Duration = Duration::from_secs(14);
+const WORKER_DRAIN: Duration = Duration::from_secs(14);
 
 fn database_url(settings: &Settings) -> anyhow::Result<&str> {
     match &settings.database_url {
@@ -90,10 +91,11 @@ pub(crate) async fn up(mut settings: Settings, with_demo: bool) -> anyhow::Resul
             }
         };
         let served = tokio::select! {
-            served = serve(&settings, &url, keys, signals, &stop, demo) => served,
+            served = serve(&settings, &url, keys, signals.clone(), &stop, demo) => served,
             status = database => Err(anyhow::anyhow!("the private PostgreSQL has ended ({status:?})")),
         };
         workers.drain(WORKER_DRAIN).await;
+        signals.stop();
         served
     };
     let served = tokio::select! {
@@ -137,19 +139,20 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let limits = Limits {
         connections: settings.connections,
+        drain: SERVER_DRAIN,
         ..Limits::default()
     };
     let server = Server::bind(settings.listen, limits)
         .await
         .with_context(|| format!("{} cannot be listened on", settings.listen))?;
     let address = server.local_addr()?;
-    let setup = setup_link(url, &keys, address).await;
+    let setup = first_admin_hint(url, &keys, address).await;
     let app = App::new(url, settings, keys, signals)?;
     let draining = Arc::new(AtomicBool::new(false));
     let endpoint = coupon_api::application(app.clone(), Arc::clone(&draining));
     print(&format!("couponbook ready on http://{address}"));
-    if let Some(link) = setup {
-        say(&format!("there is no administrator yet; make one at {link}"));
+    if let Some(hint) = setup {
+        say(&hint);
     }
     if let Some(demo) = demo {
         demo.explain(address);
@@ -167,13 +170,20 @@ async fn serve(
     Ok(())
 }
 
-/// Where to make the first administrator, while there is none. A database that does not answer now is no reason not
-/// to start.
-async fn setup_link(url: &str, keys: &TokenKeys, address: std::net::SocketAddr) -> Option<String> {
+/// How to make the first administrator, while there is none. A database that does not answer now is no reason not to
+/// start.
+async fn first_admin_hint(url: &str, keys: &TokenKeys, address: std::net::SocketAddr) -> Option<String> {
     let db = Db::connect(url, Role::Api, 1).ok()?;
     let mut connection = db.pool().acquire().await.ok()?;
     let has_admin = user::has_admin(&mut connection).await.ok()?;
-    (!has_admin).then(|| format!("http://{address}/setup?token={}", setup_token(keys)))
+    let token = setup_token(keys);
+    (!has_admin).then(|| {
+        format!(
+            "there is no administrator yet; make one, once, with a password of your own:\n\n  \
+             curl http://{address}/v1/setup -H 'Content-Type: application/json' \\\n    \
+             -d '{{\"token\":\"{token}\",\"email\":\"you@example.com\",\"name\":\"You\",\"password\":\"…\"}}'\n"
+        )
+    })
 }
 
 /// The workers alone.

@@ -36,7 +36,7 @@ pub enum Role {
 }
 
 impl Role {
-    fn session(self) -> [(&'static str, &'static str); 5] {
+    fn session(self) -> [(&'static str, &'static str); 6] {
         let (statement, lock) = match self {
             Self::Api => ("3s", "1s"),
             Self::Worker => ("30s", "5s"),
@@ -45,6 +45,8 @@ impl Role {
             ("statement_timeout", statement),
             ("lock_timeout", lock),
             ("idle_in_transaction_session_timeout", "10s"),
+            // A process that was killed in the middle of a statement holds its locks no longer than this.
+            ("client_connection_check_interval", "1s"),
             ("timezone", "UTC"),
             ("jit", "off"),
         ]

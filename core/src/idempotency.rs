@@ -110,9 +110,8 @@ impl Claim {
 
 #[derive(sqlx::FromRow)]
 struct Row {
-    taken: bool,
-    request_hash: Option<Vec<u8>>,
-    status: Option<i16>,
+    request_hash: Vec<u8>,
+    status: i16,
     location: Option<String>,
     job_id: Option<Uuid>,
     body: Option<Vec<u8>>,
@@ -123,23 +122,26 @@ struct Row {
 /// # Errors
 /// `idempotency_in_progress` while a copy is being answered, `idempotency_key_reused` for another request.
 pub async fn take(connection: &mut PgConnection, sealer: &Sealer, claim: &Claim) -> Result<Option<Answer>> {
-    let row: Row = sqlx::query_as(
-        "SELECT l.taken, k.request_hash, k.status, k.location, k.job_id, k.body
-         FROM (SELECT pg_try_advisory_xact_lock($1) AS taken) l
-         LEFT JOIN idempotency_keys k ON k.caller_id = $2 AND k.key = $3",
+    let taken: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
+        .bind(claim.lock_number())
+        .fetch_one(&mut *connection)
+        .await?;
+    // In a statement of its own, so that it sees what whoever had the lock before committed. In one statement with the
+    // lock it would look from before, find nothing, and the effect would be tried again.
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT request_hash, status, location, job_id, body FROM idempotency_keys WHERE caller_id = $1 AND key = $2",
     )
-    .bind(claim.lock_number())
     .bind(claim.caller_id)
     .bind(&claim.key)
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await?;
-    match (row.taken, row.request_hash, row.status) {
-        (_, Some(hash), _) if hash != claim.request_hash => Err(Refusal::new(
+    match row {
+        Some(row) if row.request_hash != claim.request_hash => Err(Refusal::new(
             Code::IdempotencyKeyReused,
             "This Idempotency-Key was used with another request; use a new one.",
         )
         .into()),
-        (_, Some(_), Some(status)) => {
+        Some(row) => {
             let body = match row.body {
                 Some(sealed) => sealer.open(claim, &sealed).ok_or_else(|| {
                     Refusal::new(
@@ -150,14 +152,14 @@ pub async fn take(connection: &mut PgConnection, sealer: &Sealer, claim: &Claim)
                 None => Vec::new(),
             };
             Ok(Some(Answer {
-                status: u16::try_from(status).unwrap_or(500),
+                status: u16::try_from(row.status).unwrap_or(500),
                 location: row.location,
                 job_id: row.job_id,
                 body,
             }))
         }
-        (false, ..) => Err(in_progress().into()),
-        (true, ..) => Ok(None),
+        None if taken => Ok(None),
+        None => Err(in_progress().into()),
     }
 }
 

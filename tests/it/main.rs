@@ -1,11 +1,27 @@
 //! The whole service, proved together.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that meets what it does not expect is to fail"
+)]
+
 mod access;
 mod bad_input;
 mod contract;
+mod crash;
+mod hangup;
 mod idempotency;
 mod import;
 mod imports;
 mod life;
 mod lists;
+mod matrix;
 mod people;
+mod plans;
+mod processes;
+mod queue;
+mod races;
+mod readme;
+mod schema;
+mod sweeps;
+mod truth;

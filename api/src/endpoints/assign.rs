@@ -120,7 +120,6 @@ impl Assign {
 
     /// Assign a given code: a job.
     #[oai(path = "/coupons/assign/:code", method = "post")]
-    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
     async fn assign_code(
         &self,
         auth: Auth,

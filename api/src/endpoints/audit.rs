@@ -25,7 +25,6 @@ pub struct Audit {
 impl Audit {
     /// What happened, newest first.
     #[oai(path = "/audit", method = "get")]
-    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
     async fn list(
         &self,
         auth: Auth,

@@ -313,7 +313,6 @@ impl Coupons {
 
     /// What happened to a coupon, oldest first.
     #[oai(path = "/coupons/:code/events", method = "get")]
-    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
     async fn events(
         &self,
         auth: Auth,
@@ -351,7 +350,6 @@ impl Coupons {
 
     /// The coupons that a user holds.
     #[oai(path = "/users/:id/coupons", method = "get")]
-    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
     async fn of_user(
         &self,
         auth: Auth,

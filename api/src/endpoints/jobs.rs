@@ -358,7 +358,6 @@ pub struct Jobs {
 impl Jobs {
     /// List your jobs, newest first; administrators see everybody's.
     #[oai(path = "/jobs", method = "get")]
-    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
     async fn list(
         &self,
         auth: Auth,

@@ -119,7 +119,6 @@ impl Redemptions {
 
     /// The history of uses, newest first.
     #[oai(path = "/redemptions", method = "get")]
-    #[expect(clippy::too_many_arguments, reason = "each is a declared parameter")]
     async fn list(
         &self,
         auth: Auth,

@@ -332,6 +332,35 @@ impl Plan {
     }
 }
 
+/// What a batch writes: coupons, their events and the allowances, in one statement.
+pub const ASSIGN: &str = concat!(
+    "WITH o AS (
+         SELECT * FROM unnest($2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::text[])
+             AS o (code_key, user_id, actor_kind, actor_id, job_id, request_id)),
+     c AS (
+         UPDATE coupons c
+         SET state = 'assigned', assigned_user_id = o.user_id, assigned_at = now(), updated_at = now(),
+             valid_until = now() + make_interval(days => b.valid_days_after_assignment)
+         FROM o, books b
+         WHERE c.book_id = $1 AND b.id = $1 AND c.code_key = o.code_key AND c.state = 'unassigned'
+           -- Says the same again, so that the primary key is used even where the table was never analysed.
+           AND c.code_key = ANY($2::text[])
+         RETURNING c.*),
+     recorded AS (
+         INSERT INTO events (book_id, id, actor_kind, actor_id, job_id, kind, code_key, request_id, before, after)
+         SELECT $1, uuid_v7(), o.actor_kind, o.actor_id, o.job_id, 'coupon_assigned', c.code_key, o.request_id,
+                '{\"state\": \"unassigned\"}'::jsonb,
+                jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id)
+         FROM c JOIN o ON o.code_key = c.code_key),
+     counted AS (
+         INSERT INTO user_allowances AS a (book_id, user_id, assigned_count)
+         SELECT $1, n.user_id, n.added FROM unnest($8::uuid[], $9::int[]) AS n (user_id, added) ORDER BY n.user_id
+         ON CONFLICT (book_id, user_id) DO UPDATE SET assigned_count = a.assigned_count + excluded.assigned_count)
+     SELECT ",
+    coupon_columns!(),
+    " FROM c"
+);
+
 /// What a batch writes, each column an array for one `unnest`.
 #[derive(Default)]
 struct Writes {
@@ -362,42 +391,18 @@ impl Writes {
         if !self.keys.is_empty() {
             let expected = self.keys.len();
             let (users, added): (Vec<Uuid>, Vec<i32>) = self.added.into_iter().unzip();
-            let rows: Vec<CouponRow> = sqlx::query_as(concat!(
-                "WITH o AS (
-                     SELECT * FROM unnest($2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::text[])
-                         AS o (code_key, user_id, actor_kind, actor_id, job_id, request_id)),
-                 c AS (
-                     UPDATE coupons c
-                     SET state = 'assigned', assigned_user_id = o.user_id, assigned_at = now(), updated_at = now(),
-                         valid_until = now() + make_interval(days => b.valid_days_after_assignment)
-                     FROM o, books b
-                     WHERE c.book_id = $1 AND b.id = $1 AND c.code_key = o.code_key AND c.state = 'unassigned'
-                     RETURNING c.*),
-                 recorded AS (
-                     INSERT INTO events (book_id, id, actor_kind, actor_id, job_id, kind, code_key, request_id, before, after)
-                     SELECT $1, uuid_v7(), o.actor_kind, o.actor_id, o.job_id, 'coupon_assigned', c.code_key, o.request_id,
-                            '{\"state\": \"unassigned\"}'::jsonb,
-                            jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id)
-                     FROM c JOIN o ON o.code_key = c.code_key),
-                 counted AS (
-                     INSERT INTO user_allowances AS a (book_id, user_id, assigned_count)
-                     SELECT $1, n.user_id, n.added FROM unnest($8::uuid[], $9::int[]) AS n (user_id, added) ORDER BY n.user_id
-                     ON CONFLICT (book_id, user_id) DO UPDATE SET assigned_count = a.assigned_count + excluded.assigned_count)
-                 SELECT ",
-                coupon_columns!(),
-                " FROM c"
-            ))
-            .bind(book_id)
-            .bind(self.keys)
-            .bind(self.users)
-            .bind(self.actor_kinds)
-            .bind(self.actors)
-            .bind(self.jobs)
-            .bind(self.requests)
-            .bind(users)
-            .bind(added)
-            .fetch_all(&mut *connection)
-            .await?;
+            let rows: Vec<CouponRow> = sqlx::query_as(ASSIGN)
+                .bind(book_id)
+                .bind(self.keys)
+                .bind(self.users)
+                .bind(self.actor_kinds)
+                .bind(self.actors)
+                .bind(self.jobs)
+                .bind(self.requests)
+                .bind(users)
+                .bind(added)
+                .fetch_all(&mut *connection)
+                .await?;
             if rows.len() != expected {
                 // The rows were locked and unassigned; anything else is a fault, and the whole batch is rolled back.
                 return Err(sqlx::Error::Protocol(

@@ -165,6 +165,22 @@ struct Row {
     redemption_limit_reached: bool,
 }
 
+/// What decides about a coupon, by its key.
+pub const SITUATION: &str = "SELECT CASE WHEN c.state = 'locked' AND c.locked_until <= clock_timestamp() THEN 'assigned' ELSE c.state END AS state,
+        c.assigned_user_id,
+        coalesce(c.lock_token_hash = $4, false) AS token_matches,
+        greatest(coalesce(extract(epoch FROM c.locked_until - clock_timestamp())::float8, 0), 0) AS lock_left,
+        coalesce(c.lock_renewals_left, 0) AS lock_renewals_left,
+        b.status = 'active' AS book_active,
+        coalesce(b.starts_at <= now(), true) AS book_started,
+        coalesce(b.ends_at <= now(), false) AS book_ended,
+        coalesce(least(c.expires_at, c.valid_until) <= now(), false) AS expired,
+        b.require_lock,
+        coalesce(a.redeemed_count >= b.max_redemptions_per_user, false) AS redemption_limit_reached
+ FROM coupons c JOIN books b ON b.id = c.book_id
+ LEFT JOIN user_allowances a ON a.book_id = c.book_id AND a.user_id = c.assigned_user_id
+ WHERE c.book_id = $1 AND c.code_key = $2 AND b.id = $1 AND ($3::uuid IS NULL OR c.assigned_user_id = $3)";
+
 /// Reads what decides about a coupon. `token_hash` is the SHA-256 of the request's token, if it had one.
 ///
 /// # Errors
@@ -175,28 +191,13 @@ pub async fn situation(
     behalf: Behalf,
     token_hash: Option<&[u8]>,
 ) -> Result<Situation> {
-    let row: Option<Row> = sqlx::query_as(
-        "SELECT CASE WHEN c.state = 'locked' AND c.locked_until <= clock_timestamp() THEN 'assigned' ELSE c.state END AS state,
-                c.assigned_user_id,
-                coalesce(c.lock_token_hash = $4, false) AS token_matches,
-                greatest(coalesce(extract(epoch FROM c.locked_until - clock_timestamp())::float8, 0), 0) AS lock_left,
-                coalesce(c.lock_renewals_left, 0) AS lock_renewals_left,
-                b.status = 'active' AS book_active,
-                coalesce(b.starts_at <= now(), true) AS book_started,
-                coalesce(b.ends_at <= now(), false) AS book_ended,
-                coalesce(least(c.expires_at, c.valid_until) <= now(), false) AS expired,
-                b.require_lock,
-                coalesce(a.redeemed_count >= b.max_redemptions_per_user, false) AS redemption_limit_reached
-         FROM coupons c JOIN books b ON b.id = c.book_id
-         LEFT JOIN user_allowances a ON a.book_id = c.book_id AND a.user_id = c.assigned_user_id
-         WHERE c.book_id = $1 AND c.code_key = $2 AND b.id = $1 AND ($3::uuid IS NULL OR c.assigned_user_id = $3)",
-    )
-    .bind(coupon.book_id)
-    .bind(&coupon.code_key)
-    .bind(behalf.holder())
-    .bind(token_hash)
-    .fetch_optional(&mut *connection)
-    .await?;
+    let row: Option<Row> = sqlx::query_as(SITUATION)
+        .bind(coupon.book_id)
+        .bind(&coupon.code_key)
+        .bind(behalf.holder())
+        .bind(token_hash)
+        .fetch_optional(&mut *connection)
+        .await?;
     let row = row.ok_or_else(Refusal::not_found)?;
     let holder_disabled = match row.assigned_user_id {
         Some(user_id) => is_disabled(connection, user_id).await?,

@@ -11,19 +11,22 @@ use crate::{
 };
 
 /// A coupon by its id.
+pub const FIND: &str = concat!(
+    "SELECT ",
+    coupon_columns!(),
+    " FROM coupons c WHERE c.book_id = $1 AND c.code_key = $2"
+);
+
+/// A coupon by its id.
 ///
 /// # Errors
 /// `not_found`.
 pub async fn find(connection: &mut PgConnection, coupon: &CouponId) -> Result<Coupon> {
-    let row: Option<CouponRow> = sqlx::query_as(concat!(
-        "SELECT ",
-        coupon_columns!(),
-        " FROM coupons c WHERE c.book_id = $1 AND c.code_key = $2"
-    ))
-    .bind(coupon.book_id)
-    .bind(&coupon.code_key)
-    .fetch_optional(connection)
-    .await?;
+    let row: Option<CouponRow> = sqlx::query_as(FIND)
+        .bind(coupon.book_id)
+        .bind(&coupon.code_key)
+        .fetch_optional(&mut *connection)
+        .await?;
     row.map(Coupon::from).ok_or_else(|| Refusal::not_found().into())
 }
 
@@ -38,6 +41,45 @@ pub struct Filter<'a> {
     pub code: Option<&'a super::code::Code>,
 }
 
+/// The state of a coupon named `c` as clients see it.
+macro_rules! effective_state {
+    () => {
+        "CASE WHEN c.state = 'locked' AND c.locked_until <= clock_timestamp() THEN 'assigned' ELSE c.state END"
+    };
+}
+
+/// A book's coupons, narrowed by one more condition.
+///
+/// Where a list goes on is a plain comparison with a default below everything, never `$n IS NULL OR …`: that would be a
+/// filter and not a bound of the index once the statement is prepared, and a late page would read all pages before it.
+macro_rules! list_of_book {
+    ($narrowed:literal) => {
+        concat!(
+            "SELECT ",
+            coupon_columns!(),
+            " FROM coupons c
+              WHERE c.book_id = $1 AND c.code_key > coalesce($2::text, '')
+                AND ($3::text IS NULL OR ",
+            effective_state!(),
+            " = $3) ",
+            $narrowed,
+            " ORDER BY c.code_key LIMIT $4"
+        )
+    };
+}
+
+/// A page of a book.
+pub const LIST_OF_BOOK: &str = list_of_book!("");
+
+/// A page of what one user ($5) holds of a book.
+pub const LIST_OF_BOOK_BY_HOLDER: &str = list_of_book!("AND c.assigned_user_id = $5");
+
+/// The coupon of a book that a code means ($5 exact, $6 folded), if that user ($7) holds it.
+pub const LIST_OF_BOOK_BY_CODE: &str = list_of_book!(
+    "AND c.code_key = (SELECT CASE WHEN b.exact_codes THEN $5 ELSE $6 END FROM books b WHERE b.id = $1)
+     AND ($7::uuid IS NULL OR c.assigned_user_id = $7)"
+);
+
 /// A book's coupons in the order of their keys, behind `after`; each with its key, for the next cursor.
 ///
 /// # Errors
@@ -49,28 +91,37 @@ pub async fn list_of_book(
     after: Option<&str>,
     limit: i64,
 ) -> Result<Page<(String, Coupon)>> {
-    let rows: Vec<CouponRow> = sqlx::query_as(concat!(
-        "SELECT ",
-        coupon_columns!(),
-        " FROM coupons c JOIN books b ON b.id = c.book_id
-         WHERE c.book_id = $1 AND b.id = $1
-           AND ($2::text IS NULL OR CASE WHEN c.state = 'locked' AND c.locked_until <= clock_timestamp() THEN 'assigned' ELSE c.state END = $2)
-           AND ($3::uuid IS NULL OR c.assigned_user_id = $3)
-           AND ($4::text IS NULL OR c.code_key = CASE WHEN b.exact_codes THEN $4 ELSE $5 END)
-           AND ($6::text IS NULL OR c.code_key > $6)
-         ORDER BY c.code_key LIMIT $7"
-    ))
-    .bind(book_id)
-    .bind(filter.state.map(State::as_str))
-    .bind(filter.user_id)
-    .bind(filter.code.map(|code| code.key(true)))
-    .bind(filter.code.map(|code| code.key(false)))
-    .bind(after)
-    .bind(limit + 1)
-    .fetch_all(connection)
-    .await?;
+    let sql = match (filter.code, filter.user_id) {
+        (Some(_), _) => LIST_OF_BOOK_BY_CODE,
+        (None, Some(_)) => LIST_OF_BOOK_BY_HOLDER,
+        (None, None) => LIST_OF_BOOK,
+    };
+    let query = sqlx::query_as(sql)
+        .bind(book_id)
+        .bind(after)
+        .bind(filter.state.map(State::as_str))
+        .bind(limit + 1);
+    let query = match (filter.code, filter.user_id) {
+        (Some(code), user_id) => query.bind(code.key(true)).bind(code.key(false)).bind(user_id),
+        (None, Some(user_id)) => query.bind(user_id),
+        (None, None) => query,
+    };
+    let rows: Vec<CouponRow> = query.fetch_all(connection).await?;
     Ok(Page::cut(rows, limit).map(|row| (row.key().to_owned(), row.into())))
 }
+
+/// A page of what a user ($1) holds, behind a book and key ($2, $3), of one book ($4) or of all.
+pub const LIST_OF_HOLDER: &str = concat!(
+    "SELECT ",
+    coupon_columns!(),
+    " FROM coupons c
+      WHERE c.assigned_user_id = $1 AND (c.book_id, c.code_key) > ($2::uuid, $3::text)
+        AND c.book_id <= coalesce($4::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+        AND ($5::text IS NULL OR ",
+    effective_state!(),
+    " = $5)
+      ORDER BY c.book_id, c.code_key LIMIT $6"
+);
 
 /// A holder's coupons across books, ordered by book and key, behind `after`.
 ///
@@ -84,23 +135,20 @@ pub async fn list_of_holder(
     after: Option<&CouponId>,
     limit: i64,
 ) -> Result<Page<(CouponId, Coupon)>> {
-    let rows: Vec<CouponRow> = sqlx::query_as(concat!(
-        "SELECT ",
-        coupon_columns!(),
-        " FROM coupons c
-         WHERE c.assigned_user_id = $1 AND ($2::uuid IS NULL OR c.book_id = $2)
-           AND ($3::text IS NULL OR CASE WHEN c.state = 'locked' AND c.locked_until <= clock_timestamp() THEN 'assigned' ELSE c.state END = $3)
-           AND ($4::uuid IS NULL OR (c.book_id, c.code_key) > ($4, $5))
-         ORDER BY c.book_id, c.code_key LIMIT $6"
-    ))
-    .bind(user_id)
-    .bind(book_id)
-    .bind(state.map(State::as_str))
-    .bind(after.map(|after| after.book_id))
-    .bind(after.map(|after| after.code_key.as_str()))
-    .bind(limit + 1)
-    .fetch_all(connection)
-    .await?;
+    // No key is empty, so this lies before the first of the book, or before everything.
+    let (after_book, after_key) = match after {
+        Some(after) => (after.book_id, after.code_key.as_str()),
+        None => (book_id.unwrap_or_default(), ""),
+    };
+    let rows: Vec<CouponRow> = sqlx::query_as(LIST_OF_HOLDER)
+        .bind(user_id)
+        .bind(after_book)
+        .bind(after_key)
+        .bind(book_id)
+        .bind(state.map(State::as_str))
+        .bind(limit + 1)
+        .fetch_all(connection)
+        .await?;
     Ok(Page::cut(rows, limit).map(|row| {
         (
             CouponId {
@@ -141,6 +189,15 @@ pub struct Event {
     pub hash: Option<Vec<u8>>,
 }
 
+/// A page of what happened to a coupon.
+pub const LIST_EVENTS: &str =
+    "SELECT e.id, e.at, e.kind, e.book_id, coalesce(c.code, c.code_key) AS code, e.actor_kind, e.actor_id,
+            e.job_id, e.request_id, e.before, e.after, e.hash
+     FROM events e JOIN coupons c ON c.book_id = e.book_id AND c.code_key = e.code_key
+     WHERE e.book_id = $1 AND e.code_key = $2 AND c.book_id = $1 AND c.code_key = $2
+       AND e.id > coalesce($4::uuid, '00000000-0000-0000-0000-000000000000') AND ($3::timestamptz IS NULL OR e.at <= $3)
+     ORDER BY e.id LIMIT $5";
+
 /// What happened to a coupon, oldest first, behind `after`, up to the moment `as_of`.
 ///
 /// # Errors
@@ -152,20 +209,13 @@ pub async fn list_events(
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Page<Event>> {
-    let rows: Vec<Event> = sqlx::query_as(
-        "SELECT e.id, e.at, e.kind, e.book_id, coalesce(c.code, c.code_key) AS code, e.actor_kind, e.actor_id,
-                e.job_id, e.request_id, e.before, e.after, e.hash
-         FROM events e JOIN coupons c ON c.book_id = e.book_id AND c.code_key = e.code_key
-         WHERE e.book_id = $1 AND e.code_key = $2 AND c.book_id = $1
-           AND ($3::timestamptz IS NULL OR e.at <= $3) AND ($4::uuid IS NULL OR e.id > $4)
-         ORDER BY e.id LIMIT $5",
-    )
-    .bind(coupon.book_id)
-    .bind(&coupon.code_key)
-    .bind(as_of)
-    .bind(after)
-    .bind(limit + 1)
-    .fetch_all(connection)
-    .await?;
+    let rows: Vec<Event> = sqlx::query_as(LIST_EVENTS)
+        .bind(coupon.book_id)
+        .bind(&coupon.code_key)
+        .bind(as_of)
+        .bind(after)
+        .bind(limit + 1)
+        .fetch_all(connection)
+        .await?;
     Ok(Page::cut(rows, limit))
 }

@@ -8,6 +8,34 @@ use uuid::Uuid;
 use super::{Behalf, CouponId, code::Code as CouponCode};
 use crate::error::{Code, Refusal, Result};
 
+/// A code in one book ($1): exact ($2) or folded ($3) as the book says, held by $4 if that is given.
+pub const IN_BOOK: &str = "SELECT c.book_id, c.code_key FROM books b
+     JOIN coupons c ON c.book_id = b.id AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
+     WHERE b.id = $1 AND ($4::uuid IS NULL OR c.assigned_user_id = $4)";
+
+/// A code among what a user ($1) holds.
+pub const OF_HOLDER: &str = "SELECT c.book_id, c.code_key FROM coupons c JOIN books b ON b.id = c.book_id
+     WHERE c.assigned_user_id = $1 AND c.code_key IN ($2, $3)
+       AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
+     LIMIT 2";
+
+/// A code in any book that is not archived, each probed by its primary key.
+pub const ANYWHERE: &str = "SELECT c.book_id, c.code_key FROM books b
+     CROSS JOIN LATERAL (
+         SELECT book_id, code_key FROM coupons
+         WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN $1 ELSE $2 END
+         LIMIT 1) c
+     WHERE b.status <> 'archived' LIMIT 2";
+
+/// A code that may be given away; to a plain user ($4) only out of a book of self-service.
+pub const FOR_ASSIGNMENT: &str = "SELECT c.book_id, c.code_key FROM books b
+     CROSS JOIN LATERAL (
+         SELECT book_id, code_key FROM coupons
+         WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN $1 ELSE $2 END
+         LIMIT 1) c
+     WHERE CASE WHEN $3::uuid IS NULL THEN b.status <> 'archived' ELSE b.id = $3 END
+       AND (NOT $4 OR b.self_service) LIMIT 2";
+
 /// Finds the one coupon that `code` means for `behalf`, in `book_id` if it is given.
 ///
 /// Holders are found through what they hold. For others each book that is not archived is probed by its primary key,
@@ -24,44 +52,28 @@ pub async fn locate(
     let (exact, folded) = (code.key(true), code.key(false));
     let rows: Vec<(Uuid, String)> = match (behalf, book_id) {
         (_, Some(book_id)) => {
-            sqlx::query_as(
-                "SELECT c.book_id, c.code_key FROM books b
-                 JOIN coupons c ON c.book_id = b.id AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
-                 WHERE b.id = $1 AND ($4::uuid IS NULL OR c.assigned_user_id = $4)",
-            )
-            .bind(book_id)
-            .bind(exact)
-            .bind(folded)
-            .bind(behalf.holder())
-            .fetch_all(connection)
-            .await?
+            sqlx::query_as(IN_BOOK)
+                .bind(book_id)
+                .bind(exact)
+                .bind(folded)
+                .bind(behalf.holder())
+                .fetch_all(connection)
+                .await?
         }
         (Behalf::Holder(user_id), None) => {
-            sqlx::query_as(
-                "SELECT c.book_id, c.code_key FROM coupons c JOIN books b ON b.id = c.book_id
-                 WHERE c.assigned_user_id = $1 AND c.code_key IN ($2, $3)
-                   AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
-                 LIMIT 2",
-            )
-            .bind(user_id)
-            .bind(exact)
-            .bind(folded)
-            .fetch_all(connection)
-            .await?
+            sqlx::query_as(OF_HOLDER)
+                .bind(user_id)
+                .bind(exact)
+                .bind(folded)
+                .fetch_all(connection)
+                .await?
         }
         (Behalf::Anybody, None) => {
-            sqlx::query_as(
-                "SELECT c.book_id, c.code_key FROM books b
-                 CROSS JOIN LATERAL (
-                     SELECT book_id, code_key FROM coupons
-                     WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN $1 ELSE $2 END
-                     LIMIT 1) c
-                 WHERE b.status <> 'archived' LIMIT 2",
-            )
-            .bind(exact)
-            .bind(folded)
-            .fetch_all(connection)
-            .await?
+            sqlx::query_as(ANYWHERE)
+                .bind(exact)
+                .bind(folded)
+                .fetch_all(connection)
+                .await?
         }
     };
     only(rows)
@@ -77,21 +89,13 @@ pub async fn locate_for_assignment(
     code: &CouponCode,
     book_id: Option<Uuid>,
 ) -> Result<CouponId> {
-    let rows: Vec<(Uuid, String)> = sqlx::query_as(
-        "SELECT c.book_id, c.code_key FROM books b
-         CROSS JOIN LATERAL (
-             SELECT book_id, code_key FROM coupons
-             WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN $1 ELSE $2 END
-             LIMIT 1) c
-         WHERE CASE WHEN $3::uuid IS NULL THEN b.status <> 'archived' ELSE b.id = $3 END
-           AND (NOT $4 OR b.self_service) LIMIT 2",
-    )
-    .bind(code.key(true))
-    .bind(code.key(false))
-    .bind(book_id)
-    .bind(as_user)
-    .fetch_all(connection)
-    .await?;
+    let rows: Vec<(Uuid, String)> = sqlx::query_as(FOR_ASSIGNMENT)
+        .bind(code.key(true))
+        .bind(code.key(false))
+        .bind(book_id)
+        .bind(as_user)
+        .fetch_all(connection)
+        .await?;
     only(rows)
 }
 

@@ -104,6 +104,38 @@ pub async fn lock(
     Err(explain::contended().into())
 }
 
+/// Takes a lock; both transitions, should a lapsed lock end by it, have their events.
+pub const TAKE: &str = "WITH target AS (
+         SELECT c.book_id, c.code_key, c.state, c.locked_until, b.lock_seconds, b.lock_renewals
+         FROM books b JOIN coupons c ON c.book_id = b.id
+         WHERE b.id = $1 AND c.book_id = $1 AND c.code_key = $2
+           AND ($3::uuid IS NULL OR c.assigned_user_id = $3)
+           AND (c.state = 'assigned' OR (c.state = 'locked' AND c.locked_until <= clock_timestamp()))
+           AND b.status = 'active'
+           AND coalesce(b.starts_at <= now(), true) AND coalesce(b.ends_at > now(), true)
+           AND coalesce(least(c.expires_at, c.valid_until) > now(), true)
+         FOR UPDATE OF c),
+     locked AS (
+         UPDATE coupons c
+         SET state = 'locked', lock_token_hash = $4, lock_renewals_left = t.lock_renewals,
+             locked_until = clock_timestamp() + make_interval(secs => t.lock_seconds), updated_at = now()
+         FROM target t WHERE c.book_id = $1 AND c.code_key = t.code_key
+         RETURNING c.*),
+     -- A lapsed lock that no sweep has met yet ends here; each of the two transitions has its event.
+     recorded AS (
+         INSERT INTO events (book_id, id, actor_kind, actor_id, kind, code_key, request_id, before, after)
+         SELECT t.book_id, uuid_v7(), 'system', NULL, 'lock_expired', t.code_key, $7,
+                jsonb_build_object('state', 'locked', 'locked_until', t.locked_until), jsonb_build_object('state', 'assigned')
+         FROM target t WHERE t.state = 'locked'
+         UNION ALL
+         SELECT l.book_id, uuid_v7(), $5, $6, 'coupon_locked', l.code_key, $7,
+                jsonb_build_object('state', 'assigned'),
+                jsonb_build_object('state', 'locked', 'locked_until', l.locked_until, 'user_id', l.assigned_user_id)
+         FROM locked l)
+     SELECT coalesce(l.code, l.code_key) AS code, l.book_id, l.assigned_user_id, l.locked_until,
+            clock_timestamp() AS server_time, l.lock_renewals_left AS renewals_left
+     FROM locked l";
+
 async fn take(
     connection: &mut PgConnection,
     coupon: &CouponId,
@@ -111,48 +143,43 @@ async fn take(
     token_hash: &[u8],
     origin: Origin<'_>,
 ) -> Result<Option<Row>> {
-    Ok(sqlx::query_as(
-        "WITH target AS (
-             SELECT c.book_id, c.code_key, c.state, c.locked_until, b.lock_seconds, b.lock_renewals
-             FROM books b JOIN coupons c ON c.book_id = b.id
-             WHERE b.id = $1 AND c.book_id = $1 AND c.code_key = $2
-               AND ($3::uuid IS NULL OR c.assigned_user_id = $3)
-               AND (c.state = 'assigned' OR (c.state = 'locked' AND c.locked_until <= clock_timestamp()))
-               AND b.status = 'active'
-               AND coalesce(b.starts_at <= now(), true) AND coalesce(b.ends_at > now(), true)
-               AND coalesce(least(c.expires_at, c.valid_until) > now(), true)
-             FOR UPDATE OF c),
-         locked AS (
-             UPDATE coupons c
-             SET state = 'locked', lock_token_hash = $4, lock_renewals_left = t.lock_renewals,
-                 locked_until = clock_timestamp() + make_interval(secs => t.lock_seconds), updated_at = now()
-             FROM target t WHERE c.book_id = $1 AND c.code_key = t.code_key
-             RETURNING c.*),
-         -- A lapsed lock that no sweep has met yet ends here; each of the two transitions has its event.
-         recorded AS (
-             INSERT INTO events (book_id, id, actor_kind, actor_id, kind, code_key, request_id, before, after)
-             SELECT t.book_id, uuid_v7(), 'system', NULL, 'lock_expired', t.code_key, $7,
-                    jsonb_build_object('state', 'locked', 'locked_until', t.locked_until), jsonb_build_object('state', 'assigned')
-             FROM target t WHERE t.state = 'locked'
-             UNION ALL
-             SELECT l.book_id, uuid_v7(), $5, $6, 'coupon_locked', l.code_key, $7,
-                    jsonb_build_object('state', 'assigned'),
-                    jsonb_build_object('state', 'locked', 'locked_until', l.locked_until, 'user_id', l.assigned_user_id)
-             FROM locked l)
-         SELECT coalesce(l.code, l.code_key) AS code, l.book_id, l.assigned_user_id, l.locked_until,
-                clock_timestamp() AS server_time, l.lock_renewals_left AS renewals_left
-         FROM locked l",
-    )
-    .bind(coupon.book_id)
-    .bind(&coupon.code_key)
-    .bind(behalf.holder())
-    .bind(token_hash)
-    .bind(origin.actor.kind.as_str())
-    .bind(origin.actor.id)
-    .bind(origin.request_id)
-    .fetch_optional(connection)
-    .await?)
+    Ok(sqlx::query_as(TAKE)
+        .bind(coupon.book_id)
+        .bind(&coupon.code_key)
+        .bind(behalf.holder())
+        .bind(token_hash)
+        .bind(origin.actor.kind.as_str())
+        .bind(origin.actor.id)
+        .bind(origin.request_id)
+        .fetch_optional(connection)
+        .await?)
 }
+
+/// Renews a live lock by its token.
+pub const RENEW: &str = "WITH target AS (
+         SELECT c.code_key, c.locked_until, b.lock_seconds
+         FROM books b JOIN coupons c ON c.book_id = b.id
+         WHERE b.id = $1 AND c.book_id = $1 AND c.code_key = $2
+           AND ($3::uuid IS NULL OR c.assigned_user_id = $3)
+           AND c.state = 'locked' AND c.locked_until > clock_timestamp() AND c.lock_token_hash = $4
+           AND c.lock_renewals_left > 0 AND b.status = 'active'
+           AND coalesce(b.starts_at <= now(), true) AND coalesce(b.ends_at > now(), true)
+           AND coalesce(least(c.expires_at, c.valid_until) > now(), true)
+         FOR UPDATE OF c),
+     renewed AS (
+         UPDATE coupons c
+         SET locked_until = clock_timestamp() + make_interval(secs => t.lock_seconds),
+             lock_renewals_left = c.lock_renewals_left - 1, updated_at = now()
+         FROM target t WHERE c.book_id = $1 AND c.code_key = t.code_key
+         RETURNING c.*),
+     recorded AS (
+         INSERT INTO events (book_id, id, actor_kind, actor_id, kind, code_key, request_id, before, after)
+         SELECT $1, uuid_v7(), $5, $6, 'lock_renewed', r.code_key, $7,
+                jsonb_build_object('locked_until', t.locked_until), jsonb_build_object('locked_until', r.locked_until)
+         FROM renewed r, target t)
+     SELECT coalesce(r.code, r.code_key) AS code, r.book_id, r.assigned_user_id, r.locked_until,
+            clock_timestamp() AS server_time, r.lock_renewals_left AS renewals_left
+     FROM renewed r";
 
 async fn renew(
     connection: &mut PgConnection,
@@ -161,42 +188,40 @@ async fn renew(
     token_hash: &[u8],
     origin: Origin<'_>,
 ) -> Result<Option<Row>> {
-    Ok(sqlx::query_as(
-        "WITH target AS (
-             SELECT c.code_key, c.locked_until, b.lock_seconds
-             FROM books b JOIN coupons c ON c.book_id = b.id
-             WHERE b.id = $1 AND c.book_id = $1 AND c.code_key = $2
-               AND ($3::uuid IS NULL OR c.assigned_user_id = $3)
-               AND c.state = 'locked' AND c.locked_until > clock_timestamp() AND c.lock_token_hash = $4
-               AND c.lock_renewals_left > 0 AND b.status = 'active'
-               AND coalesce(b.starts_at <= now(), true) AND coalesce(b.ends_at > now(), true)
-               AND coalesce(least(c.expires_at, c.valid_until) > now(), true)
-             FOR UPDATE OF c),
-         renewed AS (
-             UPDATE coupons c
-             SET locked_until = clock_timestamp() + make_interval(secs => t.lock_seconds),
-                 lock_renewals_left = c.lock_renewals_left - 1, updated_at = now()
-             FROM target t WHERE c.book_id = $1 AND c.code_key = t.code_key
-             RETURNING c.*),
-         recorded AS (
-             INSERT INTO events (book_id, id, actor_kind, actor_id, kind, code_key, request_id, before, after)
-             SELECT $1, uuid_v7(), $5, $6, 'lock_renewed', r.code_key, $7,
-                    jsonb_build_object('locked_until', t.locked_until), jsonb_build_object('locked_until', r.locked_until)
-             FROM renewed r, target t)
-         SELECT coalesce(r.code, r.code_key) AS code, r.book_id, r.assigned_user_id, r.locked_until,
-                clock_timestamp() AS server_time, r.lock_renewals_left AS renewals_left
-         FROM renewed r",
-    )
-    .bind(coupon.book_id)
-    .bind(&coupon.code_key)
-    .bind(behalf.holder())
-    .bind(token_hash)
-    .bind(origin.actor.kind.as_str())
-    .bind(origin.actor.id)
-    .bind(origin.request_id)
-    .fetch_optional(connection)
-    .await?)
+    Ok(sqlx::query_as(RENEW)
+        .bind(coupon.book_id)
+        .bind(&coupon.code_key)
+        .bind(behalf.holder())
+        .bind(token_hash)
+        .bind(origin.actor.kind.as_str())
+        .bind(origin.actor.id)
+        .bind(origin.request_id)
+        .fetch_optional(connection)
+        .await?)
 }
+
+/// Gives a live lock back, by its token or ($5) without.
+pub const UNLOCK: &str = concat!(
+    "WITH target AS (
+         SELECT code_key, locked_until FROM coupons
+         WHERE book_id = $1 AND code_key = $2 AND ($3::uuid IS NULL OR assigned_user_id = $3)
+           AND state = 'locked' AND locked_until > clock_timestamp()
+           AND CASE WHEN $4::bytea IS NULL THEN $5 ELSE lock_token_hash = $4 END
+         FOR UPDATE),
+     c AS (
+         UPDATE coupons c SET state = 'assigned', locked_until = NULL, updated_at = now()
+         FROM target t WHERE c.book_id = $1 AND c.code_key = t.code_key
+         RETURNING c.*),
+     recorded AS (
+         INSERT INTO events (book_id, id, actor_kind, actor_id, kind, code_key, request_id, before, after)
+         SELECT $1, uuid_v7(), $6, $7, 'coupon_unlocked', c.code_key, $8,
+                jsonb_build_object('state', 'locked', 'locked_until', t.locked_until),
+                jsonb_build_object('state', 'assigned')
+         FROM c, target t)
+     SELECT ",
+    coupon_columns!(),
+    " FROM c"
+);
 
 /// Gives a lock back. With `without_token` (administrators) any live lock; else the lock of `token`. A lock that has
 /// lapsed is a success that changes nothing.
@@ -213,37 +238,17 @@ pub async fn unlock(
 ) -> Result<Coupon> {
     let token_hash = token.map(hash_token);
     for _ in 0..explain::ROUNDS {
-        let row: Option<CouponRow> = sqlx::query_as(concat!(
-            "WITH target AS (
-                 SELECT code_key, locked_until FROM coupons
-                 WHERE book_id = $1 AND code_key = $2 AND ($3::uuid IS NULL OR assigned_user_id = $3)
-                   AND state = 'locked' AND locked_until > clock_timestamp()
-                   AND CASE WHEN $4::bytea IS NULL THEN $5 ELSE lock_token_hash = $4 END
-                 FOR UPDATE),
-             c AS (
-                 UPDATE coupons c SET state = 'assigned', locked_until = NULL, updated_at = now()
-                 FROM target t WHERE c.book_id = $1 AND c.code_key = t.code_key
-                 RETURNING c.*),
-             recorded AS (
-                 INSERT INTO events (book_id, id, actor_kind, actor_id, kind, code_key, request_id, before, after)
-                 SELECT $1, uuid_v7(), $6, $7, 'coupon_unlocked', c.code_key, $8,
-                        jsonb_build_object('state', 'locked', 'locked_until', t.locked_until),
-                        jsonb_build_object('state', 'assigned')
-                 FROM c, target t)
-             SELECT ",
-            coupon_columns!(),
-            " FROM c"
-        ))
-        .bind(coupon.book_id)
-        .bind(&coupon.code_key)
-        .bind(behalf.holder())
-        .bind(token_hash.as_deref())
-        .bind(without_token)
-        .bind(origin.actor.kind.as_str())
-        .bind(origin.actor.id)
-        .bind(origin.request_id)
-        .fetch_optional(&mut *connection)
-        .await?;
+        let row: Option<CouponRow> = sqlx::query_as(UNLOCK)
+            .bind(coupon.book_id)
+            .bind(&coupon.code_key)
+            .bind(behalf.holder())
+            .bind(token_hash.as_deref())
+            .bind(without_token)
+            .bind(origin.actor.kind.as_str())
+            .bind(origin.actor.id)
+            .bind(origin.request_id)
+            .fetch_optional(&mut *connection)
+            .await?;
         if let Some(row) = row {
             return Ok(row.into());
         }

@@ -48,6 +48,16 @@ struct QueueRow {
     attempts: i32,
 }
 
+/// Due rows that were never charged, oldest first.
+pub const CLAIM_FRESH: &str = "SELECT id, job, attempts FROM apalis.jobs
+     WHERE job_type = $1 AND run_at <= now() AND attempts = 0
+     ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED";
+
+/// Due rows that were charged before.
+pub const CLAIM_CHARGED: &str = "SELECT id, job, attempts FROM apalis.jobs
+     WHERE job_type = $1 AND run_at <= now() AND attempts > 0
+     ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED";
+
 /// Locks up to `limit` due rows of a queue, oldest first, skipping those that another worker has.
 ///
 /// # Errors
@@ -59,18 +69,8 @@ pub async fn claim(
     limit: i64,
 ) -> Result<Vec<Claimed>, StoreError> {
     let (sql, limit) = match lane {
-        Lane::Fresh => (
-            "SELECT id, job, attempts FROM apalis.jobs
-             WHERE job_type = $1 AND run_at <= now() AND attempts = 0
-             ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED",
-            limit,
-        ),
-        Lane::Charged => (
-            "SELECT id, job, attempts FROM apalis.jobs
-             WHERE job_type = $1 AND run_at <= now() AND attempts > 0
-             ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED",
-            1,
-        ),
+        Lane::Fresh => (CLAIM_FRESH, limit),
+        Lane::Charged => (CLAIM_CHARGED, 1),
     };
     let rows: Vec<QueueRow> = sqlx::query_as(sql)
         .bind(queue.name())
@@ -123,14 +123,18 @@ pub async fn mark(pool: &PgPool, ids: &[Uuid]) -> Result<HashSet<Uuid>, StoreErr
     Ok(crashed)
 }
 
-/// Takes the notes of [`mark`] back after a run that ended in trouble without a crash.
+/// Takes the notes of [`mark`] back after a run that ended in trouble without a crash; best in the transaction that
+/// gives the rows back.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn unmark(pool: &PgPool, ids: &[Uuid]) -> Result<(), StoreError> {
+pub async fn unmark(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
     sqlx::query("DELETE FROM job_marks WHERE job_id = ANY($1::uuid[])")
         .bind(ids)
-        .execute(pool)
+        .execute(connection)
         .await?;
     Ok(())
 }
@@ -220,7 +224,7 @@ pub async fn settle(connection: &mut PgConnection, outcomes: Vec<(Uuid, Outcome)
     for (id, outcome) in outcomes {
         match outcome {
             Outcome::Finished(finished) => over.push(id, finished),
-            Outcome::UpkeepDone => over.queue_ids.push(id::to_ulid_text(id)),
+            Outcome::UpkeepDone => over.dequeue(id),
             Outcome::NextStep(step) => going_on.push(id, Duration::ZERO, Some(step)),
             Outcome::Snoozed(delay) => going_on.push(id, delay, None),
         }
@@ -232,6 +236,7 @@ pub async fn settle(connection: &mut PgConnection, outcomes: Vec<(Uuid, Outcome)
 #[derive(Default)]
 struct Over {
     queue_ids: Vec<String>,
+    marked: Vec<Uuid>,
     ids: Vec<Uuid>,
     states: Vec<&'static str>,
     done: Vec<i64>,
@@ -243,8 +248,14 @@ struct Over {
 }
 
 impl Over {
-    fn push(&mut self, id: Uuid, finished: Finished) {
+    /// What every row leaves behind, also one without a line in the ledger.
+    fn dequeue(&mut self, id: Uuid) {
         self.queue_ids.push(id::to_ulid_text(id));
+        self.marked.push(id);
+    }
+
+    fn push(&mut self, id: Uuid, finished: Finished) {
+        self.dequeue(id);
         self.ids.push(id);
         self.states.push(finished.state.as_str());
         self.done.push(finished.step.done);
@@ -263,7 +274,7 @@ impl Over {
         }
         sqlx::query(
             "WITH dequeued AS (DELETE FROM apalis.jobs WHERE id = ANY($1::text[]) RETURNING id),
-             unmarked AS (DELETE FROM job_marks WHERE job_id = ANY($2::uuid[])),
+             unmarked AS (DELETE FROM job_marks WHERE job_id = ANY($10::uuid[])),
              freed AS (DELETE FROM code_job_slots WHERE job_id = ANY($2::uuid[]))
              UPDATE jobs j
              SET state = o.state, progress_done = o.done, progress_total = coalesce(o.total, j.progress_total),
@@ -282,6 +293,7 @@ impl Over {
         .bind(self.results)
         .bind(self.codes)
         .bind(self.details)
+        .bind(self.marked)
         .execute(connection)
         .await?;
         Ok(())

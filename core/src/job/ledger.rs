@@ -89,6 +89,9 @@ impl From<Row> for Job {
     }
 }
 
+/// A job ($1) of anybody ($2) or of one caller ($3).
+pub const FIND: &str = select_jobs!("WHERE id = $1 AND ($2 OR created_by = $3)");
+
 /// A job as `caller` may see it: its own, or any for administrators and readers.
 ///
 /// # Errors
@@ -103,7 +106,7 @@ async fn find_to_change(connection: &mut PgConnection, caller: &Caller, job_id: 
 }
 
 async fn find_if(connection: &mut PgConnection, caller: &Caller, any: bool, job_id: Uuid) -> Result<Job> {
-    let row: Option<Row> = sqlx::query_as(select_jobs!("WHERE id = $1 AND ($2 OR created_by = $3)"))
+    let row: Option<Row> = sqlx::query_as(FIND)
         .bind(job_id)
         .bind(any)
         .bind(caller.id)
@@ -123,6 +126,27 @@ pub struct Filter {
     pub book_id: Option<Uuid>,
 }
 
+/// Jobs, newest first, narrowed to an owner or a book by a condition that an index answers. One statement for each,
+/// since an optional condition (`$n IS NULL OR …`) is no bound of an index once the statement is prepared.
+macro_rules! list_jobs {
+    ($narrowed:literal) => {
+        concat!(
+            select_jobs!("WHERE id < coalesce($1::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff') "),
+            $narrowed,
+            " AND ($2::text IS NULL OR kind = $2) AND ($3::text IS NULL OR state = $3) ORDER BY id DESC LIMIT $4"
+        )
+    };
+}
+
+/// Anybody's jobs.
+pub const LIST: &str = list_jobs!("");
+
+/// Anybody's jobs about a book.
+pub const LIST_OF_BOOK: &str = list_jobs!("AND book_id = $5");
+
+/// One owner's jobs, about a book if one is given.
+pub const LIST_OF_OWNER: &str = list_jobs!("AND created_by = $5 AND ($6::uuid IS NULL OR book_id = $6)");
+
 /// The jobs that `caller` may see, newest first, behind `after`.
 ///
 /// # Errors
@@ -134,20 +158,23 @@ pub async fn list(
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Page<Job>> {
-    let rows: Vec<Row> = sqlx::query_as(select_jobs!(
-        "WHERE ($1 OR created_by = $2) AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR state = $4)
-           AND ($5::uuid IS NULL OR book_id = $5) AND ($6::uuid IS NULL OR id < $6)
-         ORDER BY id DESC LIMIT $7"
-    ))
-    .bind(caller.may(Scope::Read))
-    .bind(caller.id)
-    .bind(filter.kind.as_deref())
-    .bind(filter.state.map(State::as_str))
-    .bind(filter.book_id)
-    .bind(after)
-    .bind(limit + 1)
-    .fetch_all(connection)
-    .await?;
+    let any = caller.may(Scope::Read);
+    let sql = match (any, filter.book_id) {
+        (true, None) => LIST,
+        (true, Some(_)) => LIST_OF_BOOK,
+        (false, _) => LIST_OF_OWNER,
+    };
+    let query = sqlx::query_as(sql)
+        .bind(after)
+        .bind(filter.kind.as_deref())
+        .bind(filter.state.map(State::as_str))
+        .bind(limit + 1);
+    let query = match (any, filter.book_id) {
+        (true, None) => query,
+        (true, Some(book_id)) => query.bind(book_id),
+        (false, book_id) => query.bind(caller.id).bind(book_id),
+    };
+    let rows: Vec<Row> = query.fetch_all(connection).await?;
     Ok(Page::cut(rows.into_iter().map(Job::from).collect(), limit))
 }
 
@@ -202,7 +229,8 @@ pub async fn cancel(connection: &mut PgConnection, caller: &Caller, job_id: Uuid
     .await?
     .rows_affected();
     let sql = if dequeued > 0 {
-        "WITH freed AS (DELETE FROM code_job_slots WHERE job_id = $1)
+        "WITH freed AS (DELETE FROM code_job_slots WHERE job_id = $1),
+              unmarked AS (DELETE FROM job_marks WHERE job_id = $1)
          UPDATE jobs SET state = 'cancelled', finished_at = clock_timestamp(), cancel_requested_at = now()
          WHERE id = $1 AND finished_at IS NULL"
     } else {

@@ -106,6 +106,13 @@ impl Signals {
         self.shared.wake.notify_one();
     }
 
+    /// Stops listening and ringing for others: the end of a process. Within it signals go on.
+    pub fn stop(&self) {
+        if let Ok(mut tasks) = self.shared.tasks.lock() {
+            tasks.abort_all();
+        }
+    }
+
     /// A counter that changes whenever a signal was heard, and also when some may have been missed.
     pub fn watch(&self, signal: Signal) -> watch::Receiver<u64> {
         self.shared.sender(signal).subscribe()

@@ -37,7 +37,7 @@ use super::Runner;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The first and the longest wait after trouble.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Due rows and the transaction that locks them.
 pub(crate) struct Batch {
@@ -54,11 +54,6 @@ impl Batch {
     pub(super) fn settled(&mut self) {
         self.settled = true;
         self.trouble.clear();
-    }
-
-    /// How many batches of this queue came to a bad end in a row.
-    pub(super) fn trouble(&self) -> u32 {
-        self.trouble.count()
     }
 }
 
@@ -114,6 +109,8 @@ pub(super) struct BatchBackend {
     wake: watch::Receiver<u64>,
     stopping: watch::Receiver<bool>,
     trouble: Trouble,
+    /// Claims that failed in a row; apart from `trouble`, so that nothing waits once the database is back.
+    failed_claims: u32,
     charged_first: bool,
     phase: Phase,
 }
@@ -127,6 +124,7 @@ impl BatchBackend {
             wake: runner.signals().watch(Signal::Due),
             stopping,
             trouble: Trouble::default(),
+            failed_claims: 0,
             charged_first: false,
             phase: Phase::Start,
         }
@@ -189,6 +187,9 @@ impl Backend for BatchBackend {
                 Phase::Start => self.phase = Phase::Claiming(self.claim()),
                 Phase::Claiming(claiming) => {
                     let claimed = ready!(Pin::new(claiming).poll(cx));
+                    if matches!(claimed, Ok(Ok(_))) {
+                        self.failed_claims = 0;
+                    }
                     self.phase = match claimed {
                         Ok(Ok(Some((tx, rows)))) => {
                             self.phase = match self.trouble.count() {
@@ -205,9 +206,9 @@ impl Backend for BatchBackend {
                         }
                         Ok(Ok(None)) => self.wait(LOOK_EVERY, true),
                         Ok(Err(error)) => {
-                            self.trouble.add();
+                            self.failed_claims = self.failed_claims.saturating_add(1);
                             tracing::warn!(queue = self.queue.name(), %error, "claiming failed; trying again");
-                            self.wait(backoff(BACKOFF, self.trouble.count()), false)
+                            self.wait(backoff(BACKOFF, self.failed_claims), false)
                         }
                         Err(_) => self.wait(BACKOFF.1, false),
                     };

@@ -1,9 +1,16 @@
 //! What a worker does with a batch: mark, run, settle, commit.
 //!
 //! Invariant: a row leaves here settled (its outcome committed with its effect), charged (its effect rolled back to the
-//! savepoint, an attempt counted) or untouched (the transaction rolled back, due again at once).
+//! savepoint, an attempt counted) or untouched (its effect rolled back, due again at once). Untouched it is a bounded
+//! number of times only: trouble that looks as if it would pass but follows a row is charged in the end, also when it
+//! takes the connection along, so that no row can hold up the others for ever.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use coupon_core::{
     Error,
@@ -25,8 +32,8 @@ const STEP_PATIENCE: Duration = Duration::from_secs(60);
 /// The first and the longest wait of a job that ended in trouble.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
-/// Batches that may fail in a row for a reason that passes by itself before their rows are charged for it.
-const FREE_FAILURES: u32 = 5;
+/// Failed runs, for reasons that pass by themselves, that a row may have been in before it is charged for the next.
+const FREE_FAILURES: u32 = 3;
 
 /// What runs batches; one per process.
 #[derive(Debug)]
@@ -34,11 +41,27 @@ pub(crate) struct Runner {
     db: Db,
     marks: Db,
     signals: Signals,
+    failures: Failures,
+}
+
+/// How a run ended in the database.
+enum Ended {
+    /// Settled, and committed with its effect.
+    Settled,
+    /// Charged for trouble or a crash; nothing else was done.
+    Charged,
+    /// Its effect was rolled back and its rows given back unharmed.
+    GivenBack(Error),
 }
 
 impl Runner {
     pub(crate) fn new(db: Db, marks: Db, signals: Signals) -> Self {
-        Self { db, marks, signals }
+        Self {
+            db,
+            marks,
+            signals,
+            failures: Failures::default(),
+        }
     }
 
     pub(super) fn db(&self) -> &Db {
@@ -54,20 +77,36 @@ impl Runner {
         let Some(tx) = batch.tx.take() else { return };
         let rows = std::mem::take(&mut batch.rows);
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-        match self.run_rows(tx, rows, batch.trouble()).await {
-            Ok(()) => {
+        match self.run_rows(tx, rows).await {
+            Ok(Ended::Settled) => {
+                batch.settled();
+                self.failures.forget(&ids);
+                self.signals.ring(Signal::Done);
+            }
+            Ok(Ended::Charged) => {
+                // No reason to wait: what was charged and is to wait has its own time.
                 batch.settled();
                 self.signals.ring(Signal::Done);
             }
-            Err(error) => {
+            Ok(Ended::GivenBack(error)) => {
+                self.failures.add(&ids);
                 tracing::warn!(%error, jobs = ids.len(), "a batch was rolled back; its jobs are due again");
-                // This was no crash; if the note stays all the same, the next claim charges one attempt too many.
-                let _ = claim::unmark(self.marks.pool(), &ids).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, jobs = ids.len(), "a batch and its connection were lost; its jobs are due again");
+                // A row that was there too often keeps its mark, so that the next claim charges it and runs it alone.
+                // If the mark of another stays all the same, its next claim charges one attempt too many.
+                let unsuspected = self.failures.add(&ids);
+                if let Ok(mut connection) = self.marks.pool().acquire().await {
+                    let _ = claim::unmark(&mut connection, &unsuspected).await;
+                }
             }
         }
     }
 
-    async fn run_rows(&self, mut tx: Tx, rows: Vec<Claimed>, trouble: u32) -> Result<(), Error> {
+    /// # Errors
+    /// When the transaction was lost.
+    async fn run_rows(&self, mut tx: Tx, rows: Vec<Claimed>) -> Result<Ended, Error> {
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let crashed = claim::mark(self.marks.pool(), &ids).await?;
         let (suspects, sound): (Vec<Claimed>, Vec<Claimed>) =
@@ -77,46 +116,93 @@ impl Runner {
                 jobs = suspects.len(),
                 "a worker crashed while it ran these jobs; each is charged an attempt"
             );
-            charge(&mut tx, suspects.iter().map(|row| (row.id, row.attempts)), |_| {
-                Duration::ZERO
-            })
-            .await?;
+            charge(&mut tx, suspects.iter().map(|row| (row.id, row.attempts))).await?;
+            // By itself, so that no trouble of the others can undo it; they are claimed anew at once.
+            let sound: Vec<Uuid> = sound.iter().map(|row| row.id).collect();
+            claim::unmark(&mut tx, &sound).await?;
+            db::commit(tx).await?;
+            return Ok(Ended::Charged);
         }
-        if sound.is_empty() {
-            return Ok(db::commit(tx).await?);
-        }
-        let charged: Vec<(Uuid, i32)> = sound.iter().map(|row| (row.id, row.attempts)).collect();
+        let jobs: Vec<(Uuid, i32)> = sound.iter().map(|row| (row.id, row.attempts)).collect();
         savepoint(&mut tx, "SAVEPOINT run").await?;
-        let ran = AssertUnwindSafe(jobs::run(&mut tx, sound)).catch_unwind();
-        let trouble_with = match tokio::time::timeout(STEP_PATIENCE, ran).await {
-            Ok(Ok(Ok(outcomes))) => {
-                claim::settle(&mut tx, outcomes).await?;
-                return Ok(db::commit(tx).await?);
+        // The outcomes belong to the run: one that cannot be written is its job's trouble, not the batch's.
+        let run = async {
+            let outcomes = jobs::run(&mut tx, sound).await?;
+            claim::settle(&mut tx, outcomes).await?;
+            Ok::<(), Error>(())
+        };
+        let ran = tokio::time::timeout(STEP_PATIENCE, AssertUnwindSafe(run).catch_unwind()).await;
+        let trouble = match ran {
+            Ok(Ok(Ok(()))) => {
+                db::commit(tx).await?;
+                return Ok(Ended::Settled);
             }
-            Ok(Ok(Err(error))) => match &error {
-                Error::Store(store) if store.is_retryable() && trouble < FREE_FAILURES => return Err(error),
-                _ => error.to_string(),
-            },
+            Ok(Ok(Err(error))) => {
+                let passing = matches!(&error, Error::Store(store) if store.is_retryable());
+                if passing && self.failures.most(&ids) < FREE_FAILURES {
+                    savepoint(&mut tx, "ROLLBACK TO SAVEPOINT run").await?;
+                    // Marks and locks go together: nobody takes this for a crash.
+                    claim::unmark(&mut tx, &ids).await?;
+                    db::commit(tx).await?;
+                    return Ok(Ended::GivenBack(error));
+                }
+                error.to_string()
+            }
             Ok(Err(_)) => "the handler panicked".to_owned(),
             Err(_) => format!("the handler took more than {STEP_PATIENCE:?}"),
         };
         tracing::error!(
-            error = trouble_with,
-            jobs = charged.len(),
+            error = trouble,
+            jobs = jobs.len(),
             "jobs ended in trouble; each is charged an attempt"
         );
         savepoint(&mut tx, "ROLLBACK TO SAVEPOINT run").await?;
-        // Of many, one may be the culprit: all are tried again at once, alone. One alone waits longer each time.
-        let alone = charged.len() == 1;
-        charge(&mut tx, charged.into_iter(), |attempts| {
-            if alone {
-                backoff(RETRY, attempts.unsigned_abs())
-            } else {
-                Duration::ZERO
+        charge(&mut tx, jobs.into_iter()).await?;
+        db::commit(tx).await?;
+        Ok(Ended::Charged)
+    }
+}
+
+/// In how many failed runs each row was, as far as this process saw and as long as it has not run to an end.
+#[derive(Debug, Default)]
+struct Failures(Mutex<HashMap<Uuid, u32>>);
+
+/// Rows that are kept count of at most: what other processes brought to an end is never heard of here.
+const MOST_COUNTED: usize = 10_000;
+
+impl Failures {
+    /// The count of the row with the highest.
+    fn most(&self, ids: &[Uuid]) -> u32 {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.iter()
+            .filter_map(|id| counts.get(id))
+            .copied()
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Counts one more for each; gives those that have not yet had too many.
+    fn add(&self, ids: &[Uuid]) -> Vec<Uuid> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() > MOST_COUNTED {
+            counts.clear();
+        }
+        let mut free = Vec::with_capacity(ids.len());
+        for id in ids {
+            let count = counts.entry(*id).or_default();
+            *count += 1;
+            if *count <= FREE_FAILURES {
+                free.push(*id);
             }
-        })
-        .await?;
-        Ok(db::commit(tx).await?)
+        }
+        free
+    }
+
+    fn forget(&self, ids: &[Uuid]) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in ids {
+            counts.remove(id);
+        }
     }
 }
 
@@ -125,16 +211,16 @@ async fn savepoint(tx: &mut Tx, statement: &'static str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Charges an attempt to each job; those that have none left are given up, visibly.
-async fn charge(
-    tx: &mut Tx,
-    jobs: impl Iterator<Item = (Uuid, i32)>,
-    delay: impl Fn(i32) -> Duration,
-) -> Result<(), Error> {
+/// Charges an attempt to each job; those that have none left are given up, visibly. One that was in a batch may be
+/// innocent and is tried again at once, alone. One that was alone is the culprit and waits, longer each time.
+async fn charge(tx: &mut Tx, jobs: impl Iterator<Item = (Uuid, i32)>) -> Result<(), Error> {
     let jobs: Vec<(Uuid, i32)> = jobs.collect();
     let delays: Vec<(Uuid, Duration)> = jobs
         .iter()
-        .map(|(id, attempts)| (*id, delay(*attempts)))
+        .map(|(id, attempts)| match attempts {
+            0 if jobs.len() > 1 => (*id, Duration::ZERO),
+            _ => (*id, backoff(RETRY, attempts.unsigned_abs())),
+        })
         .collect();
     claim::charge(tx, &delays).await?;
     let given_up: Vec<(Uuid, Outcome)> = jobs

@@ -1,0 +1,438 @@
+//! How the hot statements are carried out in a book that is not small: along their indexes, reading no more than they
+//! give, also once they are prepared and planned without knowing their parameters.
+//!
+//! To add a statement: make it a `pub const` beside its use case, and a line in `hot`.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot be read from the database fails the test"
+)]
+
+use std::collections::BTreeSet;
+
+use coupon_core::{
+    coupon::{assign, explain, list, locate, lock, redeem, sweep},
+    db::{self, Db, Tx},
+    job::{claim, ledger},
+};
+use coupon_tests::database;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Row};
+
+const BOOK: &str = "'00000000-0000-7000-8000-000000000001'::uuid";
+/// Holds thousands of coupons.
+const COLLECTOR: &str = "'00000000-0000-7000-8000-00000000000c'::uuid";
+/// Holds one, and owns a few jobs.
+const SOMEBODY: &str = "'00000000-0000-7000-8000-00000000000d'::uuid";
+
+/// 60,000 coupons in one book and 200 books beside it; 50,000 lines in the ledger, 20,000 due, as many events.
+const SEED: &str = "
+    INSERT INTO books (id, created_by, name)
+    SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, gen_random_uuid(), 'A book'
+    FROM generate_series(1, 200) AS n;
+    INSERT INTO coupons (book_id, code_key, draw_key, redemptions_allowed, state, assigned_user_id, assigned_at,
+                         lock_token_hash, lock_renewals_left, locked_until)
+    SELECT '00000000-0000-7000-8000-000000000001', 'C' || lpad(n::text, 6, '0'), (random() * 9e18)::bigint, 1,
+           CASE WHEN n <= 40000 THEN 'unassigned' WHEN n <= 55000 THEN 'assigned' ELSE 'locked' END,
+           CASE WHEN n <= 40000 THEN NULL WHEN n = 40001 THEN '00000000-0000-7000-8000-00000000000d'
+                WHEN n <= 46000 THEN '00000000-0000-7000-8000-00000000000c' ELSE gen_random_uuid() END,
+           CASE WHEN n > 40000 THEN now() END,
+           CASE WHEN n > 55000 THEN 'x'::bytea END, CASE WHEN n > 55000 THEN 3 END,
+           CASE WHEN n > 58000 THEN now() - make_interval(secs => n * 0.001) WHEN n > 55000 THEN now() + interval '1 h' END
+    FROM generate_series(1, 60000) AS n;
+    INSERT INTO coupons (book_id, code_key, draw_key, redemptions_allowed)
+    SELECT id, 'D' || n, n, 1 FROM books, generate_series(1, 20) AS n WHERE id <> '00000000-0000-7000-8000-000000000001';
+    INSERT INTO draw_states (book_id, seed, commitment)
+    SELECT id, sha256('a'), sha256('b') FROM books;
+    INSERT INTO events (book_id, id, actor_kind, kind, code_key)
+    SELECT '00000000-0000-7000-8000-000000000001', gen_random_uuid(), 'system', 'coupon_made_up', 'C' || lpad((n % 20000)::text, 6, '0')
+    FROM generate_series(1, 50000) AS n;
+    INSERT INTO jobs (id, created_by, created_by_kind, book_id, kind, progress_unit, payload)
+    SELECT ('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid,
+           CASE WHEN n % 10000 = 0 THEN '00000000-0000-7000-8000-00000000000d'::uuid ELSE gen_random_uuid() END, 'user',
+           CASE WHEN n % 5000 = 0 THEN '00000000-0000-7000-8000-000000000001'::uuid END, 'assign', 'coupons', '{}'
+    FROM generate_series(1, 50000) AS n;
+    INSERT INTO apalis.jobs (job, id, job_type, run_at, attempts)
+    SELECT '', lpad(n::text, 26, '0'), CASE n % 4 WHEN 0 THEN 'bulk' ELSE 'assign' END, 'epoch', CASE WHEN n % 500 = 1 THEN 1 ELSE 0 END
+    FROM generate_series(1, 20000) AS n;";
+
+/// A statement, how it is prepared and asked, and what its plan must and must not have.
+struct Hot {
+    name: &'static str,
+    types: &'static str,
+    sql: &'static str,
+    values: String,
+    indexes: &'static [&'static str],
+    /// Blocks that it may touch: a page of a list reads a page, wherever it begins.
+    blocks: i64,
+    /// Whether its order must come from an index.
+    ordered: bool,
+}
+
+fn hot() -> Vec<Hot> {
+    let hash = "'\\x78'::bytea";
+    let origin = "'user', gen_random_uuid(), NULL";
+    let statement = |name, types, sql, values: String, indexes| Hot {
+        name,
+        types,
+        sql,
+        values,
+        indexes,
+        blocks: 300, // a statement that writes reads the ends of a few indexes, too
+        ordered: false,
+    };
+    let ordered = |name, types, sql, values: String, indexes, blocks| Hot {
+        ordered: true,
+        blocks,
+        ..statement(name, types, sql, values, indexes)
+    };
+    let keys: String = (100..120).map(|n| format!("C{n:06},")).collect();
+    let keys = keys.trim_end_matches(',');
+    let twenty = |value: &str| format!("array_fill({value}, ARRAY[20])");
+    vec![
+        ordered(
+            "draw",
+            "uuid, bigint, bigint",
+            assign::DRAW,
+            format!("{BOOK}, 1000, 10"),
+            &["coupons_draw"],
+            120,
+        ),
+        ordered(
+            "draw late",
+            "uuid, bigint, bigint",
+            assign::DRAW,
+            format!("{BOOK}, 8000000000000000000, 500"),
+            &["coupons_draw"],
+            3_000,
+        ),
+        Hot {
+            blocks: 4_000,
+            ..statement(
+                "assign",
+                "uuid, text[], uuid[], text[], uuid[], uuid[], text[], uuid[], int[]",
+                assign::ASSIGN,
+                format!(
+                    "{BOOK}, '{{{keys}}}', {}, {}, {}, {}, {}, ARRAY[{SOMEBODY}], ARRAY[20]",
+                    twenty(SOMEBODY),
+                    twenty("'user'::text"),
+                    twenty(SOMEBODY),
+                    twenty(SOMEBODY),
+                    twenty("NULL::text"),
+                ),
+                &["coupons_pkey", "books_pkey"],
+            )
+        },
+        ordered(
+            "claim",
+            "text, bigint",
+            claim::CLAIM_FRESH,
+            "'assign', 500".into(),
+            &["jobs_due_fresh"],
+            2_000,
+        ),
+        ordered(
+            "claim charged",
+            "text, bigint",
+            claim::CLAIM_CHARGED,
+            "'assign', 1".into(),
+            &["jobs_due_charged"],
+            60,
+        ),
+        statement(
+            "lock",
+            "uuid, text, uuid, bytea, text, uuid, text",
+            lock::TAKE,
+            format!("{BOOK}, 'C040001', {SOMEBODY}, {hash}, {origin}"),
+            &["coupons_pkey", "books_pkey"],
+        ),
+        statement(
+            "renew",
+            "uuid, text, uuid, bytea, text, uuid, text",
+            lock::RENEW,
+            format!("{BOOK}, 'C055001', NULL, {hash}, {origin}"),
+            &["coupons_pkey", "books_pkey"],
+        ),
+        statement(
+            "unlock",
+            "uuid, text, uuid, bytea, boolean, text, uuid, text",
+            lock::UNLOCK,
+            format!("{BOOK}, 'C055001', NULL, {hash}, false, {origin}"),
+            &["coupons_pkey"],
+        ),
+        statement(
+            "redeem",
+            "uuid, text, uuid, bytea, uuid, uuid, jsonb, text, text",
+            redeem::SPEND,
+            format!(
+                "{BOOK}, 'C055001', NULL, {hash}, gen_random_uuid(), gen_random_uuid(), '{{}}', 'user', NULL"
+            ),
+            &["coupons_pkey", "books_pkey"],
+        ),
+        statement(
+            "what decides",
+            "uuid, text, uuid, bytea",
+            explain::SITUATION,
+            format!("{BOOK}, 'C055001', NULL, {hash}"),
+            &["coupons_pkey", "books_pkey"],
+        ),
+        statement(
+            "look up",
+            "uuid, text",
+            list::FIND,
+            format!("{BOOK}, 'C055001'"),
+            &["coupons_pkey"],
+        ),
+        ordered(
+            "a holder's list",
+            "uuid, uuid, text, uuid, text, bigint",
+            list::LIST_OF_HOLDER,
+            format!("{COLLECTOR}, '00000000-0000-0000-0000-000000000000', '', NULL, NULL, 51"),
+            &["coupons_holder"],
+            120,
+        ),
+        ordered(
+            "a holder's last page",
+            "uuid, uuid, text, uuid, text, bigint",
+            list::LIST_OF_HOLDER,
+            format!("{COLLECTOR}, {BOOK}, 'C045900', {BOOK}, NULL, 51"),
+            &["coupons_holder"],
+            120,
+        ),
+        ordered(
+            "a book's list",
+            "uuid, text, text, bigint",
+            list::LIST_OF_BOOK,
+            format!("{BOOK}, NULL, NULL, 51"),
+            &["coupons_pkey"],
+            120,
+        ),
+        ordered(
+            "a book's last page",
+            "uuid, text, text, bigint",
+            list::LIST_OF_BOOK,
+            format!("{BOOK}, 'C059900', NULL, 51"),
+            &["coupons_pkey"],
+            120,
+        ),
+        ordered(
+            "a holder's coupons of a book",
+            "uuid, text, text, bigint, uuid",
+            list::LIST_OF_BOOK_BY_HOLDER,
+            format!("{BOOK}, NULL, NULL, 51, {SOMEBODY}"),
+            &["coupons_holder"],
+            60,
+        ),
+        ordered(
+            "a code of a book",
+            "uuid, text, text, bigint, text, text, uuid",
+            list::LIST_OF_BOOK_BY_CODE,
+            format!("{BOOK}, NULL, NULL, 51, 'C055001', 'C055001', NULL"),
+            &["coupons_pkey"],
+            60,
+        ),
+        ordered(
+            "a coupon's events",
+            "uuid, text, timestamptz, uuid, bigint",
+            list::LIST_EVENTS,
+            format!("{BOOK}, 'C000100', NULL, NULL, 51"),
+            &["events_code"],
+            60,
+        ),
+        statement(
+            "locate in a book",
+            "uuid, text, text, uuid",
+            locate::IN_BOOK,
+            format!("{BOOK}, 'C055001', 'C055001', NULL"),
+            &["coupons_pkey"],
+        ),
+        statement(
+            "locate a holder's",
+            "uuid, text, text",
+            locate::OF_HOLDER,
+            format!("{SOMEBODY}, 'C040001', 'C040001'"),
+            &["coupons_holder"],
+        ),
+        // One probe of the primary key for each of 200 books.
+        Hot {
+            blocks: 900,
+            ..statement(
+                "locate anywhere",
+                "text, text",
+                locate::ANYWHERE,
+                "'NONE', 'NONE'".into(),
+                &["coupons_pkey"],
+            )
+        },
+        Hot {
+            blocks: 900,
+            ..statement(
+                "locate for assignment",
+                "text, text, uuid, boolean",
+                locate::FOR_ASSIGNMENT,
+                "'NONE', 'NONE', NULL, false".into(),
+                &["coupons_pkey"],
+            )
+        },
+        Hot {
+            blocks: 40_000,
+            ..statement(
+                "sweep",
+                "bigint",
+                sweep::SWEEP,
+                "1000".into(),
+                &["coupons_locked", "coupons_pkey"],
+            )
+        },
+        statement(
+            "poll",
+            "uuid, boolean, uuid",
+            ledger::FIND,
+            format!("'01900000-0000-7000-8000-000000000100', false, {SOMEBODY}"),
+            &["jobs_pkey"],
+        ),
+        ordered(
+            "the last jobs",
+            "uuid, text, text, bigint",
+            ledger::LIST,
+            "'01900000-0000-7000-8000-000000000100', NULL, NULL, 51".into(),
+            &["jobs_pkey"],
+            120,
+        ),
+        ordered(
+            "an owner's jobs",
+            "uuid, text, text, bigint, uuid, uuid",
+            ledger::LIST_OF_OWNER,
+            format!("NULL, NULL, NULL, 51, {SOMEBODY}, NULL"),
+            &["jobs_created_by"],
+            60,
+        ),
+        ordered(
+            "a book's jobs",
+            "uuid, text, text, bigint, uuid",
+            ledger::LIST_OF_BOOK,
+            format!("NULL, NULL, NULL, 51, {BOOK}"),
+            &["jobs_book"],
+            60,
+        ),
+    ]
+}
+
+/// The plan of a statement as it ran.
+async fn plan(tx: &mut Tx, hot: &Hot, mode: &str) -> Value {
+    let prepare = format!(
+        "SET LOCAL plan_cache_mode = {mode}; PREPARE hot ({}) AS {}",
+        hot.types, hot.sql
+    );
+    sqlx::raw_sql(AssertSqlSafe(prepare))
+        .execute(&mut **tx)
+        .await
+        .unwrap_or_else(|error| panic!("{}: {error}", hot.name));
+    let explain = format!(
+        "SAVEPOINT s; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE hot ({}); ROLLBACK TO s; DEALLOCATE hot",
+        hot.values
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(explain))
+        .fetch_one(&mut **tx)
+        .await
+        .unwrap_or_else(|error| panic!("{}: {error}", hot.name));
+    row.get::<Value, _>(0)[0]["Plan"].clone()
+}
+
+fn walk<'a>(node: &'a Value, visit: &mut impl FnMut(&'a Value)) {
+    visit(node);
+    for child in node["Plans"].as_array().into_iter().flatten() {
+        walk(child, visit);
+    }
+}
+
+/// What is wrong with a plan.
+fn faults(hot: &Hot, plan: &Value) -> Vec<String> {
+    let (mut faults, mut indexes, mut blocks) = (Vec::new(), BTreeSet::new(), 0);
+    walk(plan, &mut |node| {
+        let kind = node["Node Type"].as_str().unwrap_or("");
+        let table = node["Relation Name"].as_str().unwrap_or("");
+        if kind == "Seq Scan" && matches!(table, "coupons" | "jobs" | "events" | "redemptions") {
+            faults.push(format!("Seq Scan on {table}"));
+        }
+        if kind.contains("Sort") && hot.ordered {
+            faults.push(kind.to_owned());
+        }
+        if let Some(index) = node["Index Name"].as_str() {
+            indexes.insert(index);
+        }
+        let touched = |name: &str| node[name].as_i64().unwrap_or(0);
+        blocks = blocks.max(touched("Shared Hit Blocks") + touched("Shared Read Blocks"));
+    });
+    for index in hot.indexes {
+        if !indexes.contains(index) {
+            faults.push(format!("not along {index} but {indexes:?}"));
+        }
+    }
+    if blocks > hot.blocks {
+        faults.push(format!("{blocks} blocks, {} are enough", hot.blocks));
+    }
+    if plan["Actual Rows"].is_null() {
+        faults.push("it did not run".to_owned());
+    }
+    faults
+}
+
+async fn check(db: &Db, statements: &[&Hot], when: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for hot in statements {
+        for mode in ["force_custom_plan", "force_generic_plan"] {
+            let mut tx = db.begin().await.unwrap();
+            let plan = plan(&mut tx, hot, mode).await;
+            tx.rollback().await.unwrap();
+            for fault in faults(hot, &plan) {
+                wrong.push(format!("{} ({mode}, {when}): {fault}", hot.name));
+            }
+        }
+    }
+    wrong
+}
+
+#[tokio::test]
+async fn hot_statements_go_along_their_indexes() {
+    let database = database().await;
+    let db = Db::connect(database.url(), db::Role::Worker, 2).unwrap();
+    sqlx::raw_sql(
+        "ALTER TABLE coupons SET (autovacuum_enabled = off); ALTER TABLE jobs SET (autovacuum_enabled = off)",
+    )
+    .execute(db.pool())
+    .await
+    .unwrap();
+    sqlx::raw_sql(SEED).execute(db.pool()).await.unwrap();
+    // A book that has just been filled has no statistics; the draw must not wait for them.
+    let hot = hot();
+    let draws: Vec<&Hot> = hot.iter().filter(|hot| hot.name.starts_with("draw")).collect();
+    let mut wrong = check(&db, &draws, "without statistics").await;
+    sqlx::raw_sql("ANALYZE").execute(db.pool()).await.unwrap();
+    wrong.extend(check(&db, &hot.iter().collect::<Vec<_>>(), "with statistics").await);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    // And a missing index is felt by every statement that needs it.
+    let indexes: BTreeSet<&str> = hot.iter().flat_map(|hot| hot.indexes).copied().collect();
+    for index in indexes {
+        let drop = match index.strip_suffix("_pkey") {
+            Some(table) => format!("ALTER TABLE {table} DROP CONSTRAINT {index} CASCADE"),
+            None if index.starts_with("jobs_due") => format!("DROP INDEX apalis.{index}"),
+            None => format!("DROP INDEX {index}"),
+        };
+        let mut tx = db.begin().await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(drop))
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        for hot in hot.iter().filter(|hot| hot.indexes.contains(&index)) {
+            let plan = plan(&mut tx, hot, "force_generic_plan").await;
+            assert!(
+                !faults(hot, &plan).is_empty(),
+                "{} does not miss {index}",
+                hot.name
+            );
+        }
+        tx.rollback().await.unwrap();
+    }
+    db.close().await;
+}

@@ -1,0 +1,432 @@
+//! The documents, held to the code: their commands run, their tables are complete, their links lead somewhere.
+//!
+//! Blocks ```` ```sh ```` are run, those of a file in order in one `sh -eu`, against a real `couponbook up --demo`. A line
+//! `# prints: a … b` promises that a and behind it b come next in what the block puts out.
+//! A block ```` ```sh exempt ```` is not run; each of its commands stands in [`EXEMPT`] with its reason.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, too: a panic says where it failed"
+)]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use coupon_api::App;
+use coupon_core::{
+    Code,
+    config::{KEYS, Settings},
+    job::{Kind, Queue, signals::Signals},
+    user::token::TokenKeys,
+};
+use coupon_tests::process;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+/// How long a start, a document's commands or an end may take.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The address in the documents.
+const BASE: &str = "http://127.0.0.1:8080";
+
+/// Commands of the documents that are not run, and why.
+const EXEMPT: [(&str, &str); 12] = [
+    ("./x run", "the release build; the same service is started here"),
+    ("./x test", "it runs this test"),
+    ("./x build", "the release build"),
+    ("./x lint", "run by .ci/run"),
+    ("./x openapi", "writes into the work tree"),
+    ("bash .ci/run", "it runs this test"),
+    (
+        "COUPONBOOK_ADMIN_EMAIL=",
+        "the release build; life.rs starts processes with settings",
+    ),
+    (
+        "target/release/couponbook",
+        "the release build; the same command line is parsed below",
+    ),
+    (
+        "couponbook ",
+        "needs a database of one's own; processes are proved by the other tests",
+    ),
+    ("pg_dump", "needs a database of one's own"),
+    ("pg_restore", "needs a database of one's own"),
+    ("psql", "needs a database of one's own"),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every Markdown file for readers, by its path from the root.
+fn documents() -> Vec<String> {
+    let mut found = Vec::new();
+    for dir in ["", "docs", "docs/decisions"] {
+        let entries = fs::read_dir(root().join(dir)).unwrap_or_else(|error| panic!("{dir}: {error}"));
+        for entry in entries {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".md") {
+                found.push(format!("{dir}/{name}").trim_start_matches('/').to_owned());
+            }
+        }
+    }
+    found.sort();
+    assert!(found.len() > 10, "{found:?}");
+    found
+}
+
+/// The fenced blocks of a document: what stands behind the fence, and the lines.
+fn blocks(text: &str) -> Vec<(String, Vec<String>)> {
+    let mut blocks: Vec<(String, Vec<String>)> = Vec::new();
+    let mut open = false;
+    for line in text.lines() {
+        match line.strip_prefix("```") {
+            Some(_) if open => open = false,
+            Some(info) => {
+                blocks.push((info.to_owned(), Vec::new()));
+                open = true;
+            }
+            None if open => blocks.last_mut().unwrap().1.push(line.to_owned()),
+            None => {}
+        }
+    }
+    assert!(!open, "a fence is not closed");
+    blocks
+}
+
+/// A `couponbook up --demo` on a free port in a fresh data directory.
+struct Demo {
+    child: Child,
+    url: String,
+    /// What it says to the person who started it.
+    greeting: String,
+    dir: tempfile::TempDir,
+}
+
+impl Demo {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // The database's user has its directory below.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        let data = dir.path().join("data");
+        let arguments = ["up", "--demo", "--listen", "127.0.0.1:0", "--data-dir"];
+        let mut child = process::command(&arguments)
+            .arg(data)
+            .env("COUPONBOOK_LOG", "error")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut greeting = String::new();
+        let greeted = async {
+            // Its last line is the second curl and an empty line behind it.
+            while greeting.matches("curl").count() < 2 || !greeting.ends_with("\n\n") {
+                let line = lines.next_line().await.unwrap().expect("it goes on talking");
+                greeting.push_str(&line);
+                greeting.push('\n');
+            }
+        };
+        timeout(PATIENCE, greeted).await.expect("ready in time");
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let ready = greeting.lines().next().unwrap();
+        let url = ready
+            .strip_prefix("couponbook ready on ")
+            .expect(ready)
+            .to_owned();
+        Self {
+            child,
+            url,
+            greeting,
+            dir,
+        }
+    }
+
+    /// Runs blocks as one script; gives what each put out.
+    async fn run(&self, blocks: &[String]) -> Vec<String> {
+        let mut script = String::new();
+        for block in blocks {
+            script.push_str("printf '\\036'\n");
+            script.push_str(&block.replace(BASE, &self.url));
+        }
+        let path = self.dir.path().join("script.sh");
+        fs::write(&path, &script).unwrap();
+        let run = Command::new("sh")
+            .arg("-eu")
+            .arg(&path)
+            .current_dir(self.dir.path())
+            .output();
+        let output = timeout(PATIENCE, run).await.expect("it ends in time").unwrap();
+        let out = String::from_utf8(output.stdout).unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{err}\n{out}");
+        let outputs: Vec<String> = out.split('\u{1e}').skip(1).map(str::to_owned).collect();
+        assert_eq!(outputs.len(), blocks.len(), "{out}");
+        outputs
+    }
+
+    /// Ends it as Ctrl-C would.
+    async fn stop(mut self) {
+        let pid = self.child.id().unwrap().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-INT", &pid])
+                .status()
+                .await
+                .unwrap()
+                .success()
+        );
+        let status = timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("it ends")
+            .unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// Asserts that the pieces of a promise (`a … b`) stand in `output`, in order; gives what is behind them.
+fn keep<'a>(promise: &str, output: &'a str) -> &'a str {
+    let mut rest = output;
+    for piece in promise.split(" … ") {
+        let at = rest
+            .find(piece)
+            .unwrap_or_else(|| panic!("{piece:?} is promised; printed was\n{rest}"));
+        rest = &rest[at + piece.len()..];
+    }
+    rest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_the_documents_do_what_they_promise() {
+    let demo = Demo::start().await;
+    for document in ["README.md", "docs/getting-started.md"] {
+        let scripts: Vec<String> = blocks(&read(document))
+            .into_iter()
+            .filter(|(info, _)| info == "sh")
+            .map(|(_, lines)| lines.join("\n") + "\n")
+            .collect();
+        let outputs = demo.run(&scripts).await;
+        let mut promises = 0;
+        for (script, output) in scripts.iter().zip(&outputs) {
+            let mut rest = output.as_str();
+            for promise in script.lines().filter_map(|line| line.strip_prefix("# prints: ")) {
+                rest = keep(promise, rest);
+                promises += 1;
+            }
+        }
+        assert!(promises >= 6, "{document} promises something");
+    }
+
+    // What the demo prints works as it is printed, as often as one likes.
+    let (_, rest) = demo.greeting.split_once("Assign a coupon").expect("a command");
+    let (_, rest) = rest.split_once("\n\n").unwrap();
+    let (assign, rest) = rest.split_once("\n\n").unwrap();
+    let (_, jobs) = rest.split_once("\n\n").unwrap();
+    let assign = format!("{assign}\n");
+    let outputs = demo.run(&[assign.clone(), assign, format!("{jobs}\n")]).await;
+    keep("\"assigned\":1 … \"state\":\"succeeded\"", &outputs[0]);
+    keep("\"assigned\":1 … \"state\":\"succeeded\"", &outputs[1]);
+    keep("\"state\":\"partially_succeeded\"", &outputs[2]);
+
+    // The README shows the greeting as it is, but for the address and the key.
+    let shown = blocks(&read("README.md"))
+        .into_iter()
+        .find(|(info, _)| info == "text")
+        .expect("the greeting")
+        .1;
+    for line in shown {
+        let line = line.replace(BASE, &demo.url).replace('…', "");
+        assert!(
+            demo.greeting.contains(&line),
+            "{line:?} is not in\n{}",
+            demo.greeting
+        );
+    }
+    demo.stop().await;
+}
+
+#[test]
+fn every_command_is_run_or_exempt_with_a_reason() {
+    for document in documents() {
+        let is_run = ["README.md", "docs/getting-started.md"].contains(&document.as_str());
+        for (info, lines) in blocks(&read(&document)) {
+            let known = matches!(
+                info.as_str(),
+                "sh exempt" | "text" | "json" | "mermaid" | "rust" | "sql" | "toml"
+            );
+            assert!(
+                known || (info == "sh" && is_run),
+                "{document}: a block of {info:?}"
+            );
+            if info != "sh exempt" {
+                continue;
+            }
+            let mut goes_on = false;
+            for line in lines {
+                let begins = !goes_on && !line.is_empty() && !line.starts_with(['#', ' ']);
+                goes_on = line.ends_with('\\');
+                let listed = EXEMPT.iter().any(|(command, _)| line.starts_with(command));
+                assert!(
+                    !begins || listed,
+                    "{document}: {line:?} is neither run nor exempt"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_link_leads_to_a_file() {
+    for document in documents() {
+        let folder = root().join(&document).parent().unwrap().to_owned();
+        let text = read(&document);
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if !target.starts_with("http") && !target.starts_with('#') {
+                let file = target.split('#').next().unwrap();
+                assert!(folder.join(file).exists(), "{document} links to {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_setting_is_in_the_table_and_in_the_sample() {
+    let table = |text: &str| -> Vec<String> {
+        text.lines()
+            .map(|line| line.trim_start_matches("//! "))
+            .filter(|line| line.starts_with("| `"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let code = table(&read("core/src/config.rs"));
+    let operations = read("docs/operations.md");
+    let documented = table(
+        operations
+            .split("## Settings")
+            .nth(1)
+            .unwrap()
+            .split("\n## ")
+            .next()
+            .unwrap(),
+    );
+    assert_eq!(
+        documented, code,
+        "docs/operations.md has the table of core/src/config.rs"
+    );
+    let sample = read(".env.sample");
+    let sampled: BTreeSet<&str> = sample
+        .lines()
+        .filter(|line| !line.starts_with("# "))
+        .filter_map(|line| line.trim_start_matches('#').split_once('='))
+        .map(|(variable, _)| variable)
+        .collect();
+    for (key, variable) in KEYS {
+        assert!(
+            code.iter()
+                .any(|row| row.contains(&format!("`{key}`")) && row.contains(&format!("`{variable}`"))),
+            "{key}"
+        );
+    }
+    let compose = read("docker-compose.yml");
+    let of_compose = "POSTGRES_PASSWORD";
+    assert!(compose.contains(of_compose));
+    let known = KEYS
+        .iter()
+        .map(|(_, variable)| *variable)
+        .chain([of_compose])
+        .collect();
+    assert_eq!(sampled, known, ".env.sample");
+}
+
+#[test]
+fn every_refusal_is_in_the_table_with_its_status() {
+    let text = read("docs/api.md");
+    for code in Code::ALL {
+        let status = coupon_api::problem::status(code.kind()).as_u16();
+        let row = format!("| `{code}` | {status} |");
+        assert!(text.contains(&row), "docs/api.md lacks {row}");
+    }
+}
+
+#[tokio::test]
+async fn every_operation_is_in_the_list() {
+    let url = "postgres://localhost/none"; // never connected
+    let keys = TokenKeys::new(coupon_tests::SECRET.as_bytes()).unwrap();
+    let app = App::new(url, &Settings::default(), keys, Signals::start(url).unwrap()).unwrap();
+    let document: serde_json::Value = serde_json::from_str(&coupon_api::openapi(&app)).unwrap();
+    let mut operations = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in item
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|key| *key != "parameters")
+        {
+            operations.insert(format!("{} {path}", method.to_uppercase()));
+        }
+    }
+    let text = read("docs/api.md");
+    let listed: BTreeSet<String> = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|text| {
+            ["GET /", "POST /", "PATCH /", "DELETE /"]
+                .iter()
+                .any(|verb| text.starts_with(verb))
+        })
+        .map(|text| text.split(['?', ' ']).take(2).collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(
+        listed, operations,
+        "left: docs/api.md, right: the OpenAPI document"
+    );
+}
+
+#[test]
+fn every_table_kind_and_queue_is_told_of() {
+    let architecture = read("docs/architecture.md");
+    for entry in fs::read_dir(root().join("migrations")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        for line in text
+            .lines()
+            .filter(|line| line.starts_with("CREATE") && line.contains(" TABLE "))
+        {
+            let name = line
+                .split(" TABLE ")
+                .nth(1)
+                .unwrap()
+                .split_whitespace()
+                .next()
+                .unwrap();
+            assert!(
+                architecture.contains(&format!("    {name} {{\n")),
+                "docs/architecture.md lacks {name}"
+            );
+        }
+    }
+    let jobs = read("docs/jobs.md");
+    for name in Kind::ALL
+        .map(Kind::as_str)
+        .into_iter()
+        .chain(Queue::ALL.map(Queue::name))
+    {
+        assert!(
+            jobs.contains(&format!("| `{name}` |")),
+            "docs/jobs.md lacks {name}"
+        );
+    }
+}

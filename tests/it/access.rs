@@ -398,3 +398,21 @@ async fn a_lock_is_given_back_with_its_token_or_by_an_administrator() {
     }
     world.service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_read_every_job_may_not_change_it() {
+    let world = World::new().await;
+    let admin = &world.callers[1].client;
+    let key = json!({ "name": "k", "scopes": ["read", "assign"] });
+    let key = admin.post("/v1/api-keys", key).await.expect(201);
+    let client = world.service.nobody().key(key["key"].as_str().expect("a key"));
+    for (state, action) in [("queued", "cancel"), ("failed", "retry")] {
+        let job = world
+            .make(Thing::Job(state), Whose::Others, &world.callers[0])
+            .await;
+        client.get(&format!("/v1/jobs/{job}")).await.expect(200);
+        let changed = client.post(&format!("/v1/jobs/{job}/{action}"), json!({})).await;
+        changed.refused(404, "not_found");
+    }
+    world.service.stop().await;
+}

@@ -33,7 +33,7 @@ async fn an_account_is_made_once_whatever_the_case() -> Result<()> {
     let page = user::list(&mut tx, None, Some(bob.id), 1).await?;
     ensure!(!page.more && page.rows == [ann.clone()]);
     let page = user::list(&mut tx, Some("ANN@SHOP.EXAMPLE"), None, 50).await?;
-    ensure!(page.rows == [ann.clone()]);
+    ensure!(page.rows == std::slice::from_ref(&ann));
     let change = UserChange {
         email: Some("ANN@shop.example".to_owned()),
         ..UserChange::default()

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Instant};
 use coupon_core::Code;
 use poem::{
     Endpoint, Error, IntoResponse, Request, Response, Result,
-    error::{MethodNotAllowedError, SizedLimitError},
+    error::{MethodNotAllowedError, ParsePathError as UnreadablePath, SizedLimitError},
     http::{
         HeaderName, HeaderValue, Method, StatusCode,
         header::{
@@ -136,7 +136,7 @@ fn refuse_early(
             .header(ALLOW, allow)
             .finish()));
     }
-    if path.contains("%00") {
+    if path.contains("%00") || item.is_some_and(|item| !item.has_well_formed_ids(path)) {
         return Some(Err(Problem::not_found())); // nothing stored can have such a name
     }
     let faults = operation
@@ -154,7 +154,7 @@ fn problem_of(error: Error, item: Option<&PathItem>, operation: Option<&Operatio
     if let Some(problem) = error.downcast_ref::<Problem>() {
         return problem.clone();
     }
-    if error.is::<ParsePathError>() {
+    if error.is::<ParsePathError>() || error.is::<UnreadablePath>() {
         return Problem::not_found();
     }
     if let Some(ParseParamError { name, reason }) = error.downcast_ref() {

@@ -22,6 +22,7 @@ pub mod reply;
 pub mod request_id;
 pub mod schema;
 pub mod server;
+pub mod time;
 mod web;
 mod wire;
 
@@ -35,6 +36,7 @@ use poem_openapi::OpenApiService;
 
 pub use self::{
     app::App, nullable::Nullable, openapi::Document, payload::Body, problem::Problem, request_id::RequestId,
+    time::Time,
 };
 
 /// The whole application: `route` with the document, its page and the edge around them, in the right order.

@@ -52,8 +52,9 @@ impl Document {
             "license": { "name": "MIT" },
         });
         value["servers"] = json!([{ "url": "/" }]);
-        for (_, item) in members(&mut value["paths"]) {
+        for (path, item) in members(&mut value["paths"]) {
             for (method, operation) in members(item) {
+                operation["operationId"] = operation_id(method, path).into();
                 plain_media_types(operation);
                 drop_impossible_answers(method == "get", operation);
             }
@@ -130,6 +131,21 @@ fn file(content_type: &'static str, text: Arc<str>) -> impl Endpoint<Output = Re
 
 fn members(value: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {
     value.as_object_mut().into_iter().flatten()
+}
+
+/// `post_coupons_lock_by_code`: as stable as method and path, which are the contract.
+fn operation_id(method: &str, path: &str) -> String {
+    let segments = path.split('/').filter(|segment| !matches!(*segment, "" | "v1"));
+    let words = segments.map(
+        |segment| match segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')) {
+            Some(name) => format!("by_{name}"),
+            None => segment.replace(['-', '.'], "_"),
+        },
+    );
+    std::iter::once(method.to_owned())
+        .chain(words)
+        .collect::<Vec<_>>()
+        .join("_")
 }
 
 /// JSON has no charset parameter (RFC 8259), and generators look for the plain name.

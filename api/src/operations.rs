@@ -28,6 +28,8 @@ pub struct Operations {
 pub struct PathItem {
     /// As the document spells it, such as `/v1/coupons/lock/{code}`.
     pub template: String,
+    /// Which segments are ids.
+    ids: Vec<usize>,
     methods: BTreeMap<String, Operation>,
 }
 
@@ -52,6 +54,7 @@ impl Operations {
         let components = document["components"]["schemas"].as_object().unwrap_or(&none);
         let item = |(template, item): (&String, &Value)| PathItem {
             template: template.clone(),
+            ids: ids(template, item),
             methods: METHODS
                 .iter()
                 .filter_map(|method| {
@@ -90,7 +93,41 @@ impl Operations {
     }
 }
 
+/// The segments of a template whose parameter is declared as a UUID.
+fn ids(template: &str, item: &Value) -> Vec<usize> {
+    let operations = item
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(_, operation)| operation);
+    let parameters: Vec<&Value> = operations
+        .flat_map(|operation| operation["parameters"].as_array().into_iter().flatten())
+        .filter(|parameter| parameter["in"] == "path" && parameter["schema"]["format"] == "uuid")
+        .collect();
+    let is_id = |segment: &str| {
+        let name = segment
+            .strip_prefix('{')
+            .and_then(|segment| segment.strip_suffix('}'));
+        name.is_some_and(|name| parameters.iter().any(|parameter| parameter["name"] == name))
+    };
+    let segments = template.split('/').enumerate();
+    segments
+        .filter(|(_, segment)| is_id(segment))
+        .map(|(index, _)| index)
+        .collect()
+}
+
 impl PathItem {
+    /// Whether the ids in a path of this template are spelled as RFC 9562 does; the library would also read braces, URNs
+    /// and no dashes, and one object has one path.
+    pub fn has_well_formed_ids(&self, path: &str) -> bool {
+        let segments: Vec<&str> = path.split('/').collect();
+        self.ids.iter().all(|index| {
+            let segment = segments.get(*index).copied().unwrap_or_default();
+            segment.len() == 36 && uuid::Uuid::try_parse(segment).is_ok()
+        })
+    }
+
     /// The operation of a method; HEAD is answered by GET.
     pub fn operation(&self, method: &Method) -> Option<&Operation> {
         let get = (method == Method::HEAD).then_some("GET");

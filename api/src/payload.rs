@@ -136,6 +136,13 @@ fn parse(bytes: &[u8]) -> Result<Value, Problem> {
             // 1e400 is JSON, only no number that a computer of today has.
             return Problem::field("", "out_of_range", format!("A number is too large: {reason}."));
         }
+        if reason.starts_with("recursion limit exceeded") {
+            return Problem::field(
+                "",
+                "too_deep",
+                format!("The body is nested too deeply: {reason}."),
+            );
+        }
         // The reason names a position and what was expected there, never the text itself.
         Problem::new(Code::MalformedJson, format!("The body is not JSON: {reason}."))
     })

@@ -222,7 +222,9 @@ fn mode(mode: Mode) -> Settings {
     }
 }
 
-pub async fn a_plain_list_becomes_coupons(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_list_becomes_coupons() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     let job = scene
         .import("code\nab-1\nB2\n\nC3\n", Settings::default())
@@ -263,7 +265,9 @@ impl Dice {
     }
 }
 
-pub async fn every_bad_line_is_reported_exactly_however_often_steps_crash(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_line_is_reported_exactly_however_often_steps_crash() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::with(db, |book| book.max_assignments_per_user = Some(3)).await?;
     scene.import("OLD1\nOLD2\nOLD3\n", Settings::default()).await?;
     let ann = scene.user("ann@example.com", false).await?;
@@ -381,7 +385,9 @@ pub async fn every_bad_line_is_reported_exactly_however_often_steps_crash(db: &D
     Ok(())
 }
 
-pub async fn all_or_nothing_writes_all_or_nothing(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn all_or_nothing_writes_all_or_nothing() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::with(db, |book| book.max_assignments_per_user = Some(2)).await?;
     scene.user("ann@example.com", false).await?;
     let mut lines: Vec<String> = (0..50_000).map(|n| format!("K{n:05},")).collect();
@@ -441,7 +447,9 @@ async fn sweep_seen(db: &Db) -> Result<u64> {
     Ok(swept)
 }
 
-pub async fn validating_only_writes_nothing(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn validating_only_writes_nothing() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     scene.import("A1\n", Settings::default()).await?;
     let job = scene.import("a1\nB2\nb-2\n", mode(Mode::ValidateOnly)).await?;
@@ -454,7 +462,9 @@ pub async fn validating_only_writes_nothing(db: &Db) -> Result<()> {
     Ok(())
 }
 
-pub async fn one_import_of_a_book_runs_at_a_time(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn one_import_of_a_book_runs_at_a_time() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     let first = scene.create(b"A1\nB2\n", Settings::default()).await?;
     assert_eq!(scene.create(b"A1\nB2\n", Settings::default()).await?, first);
@@ -497,7 +507,9 @@ pub async fn one_import_of_a_book_runs_at_a_time(db: &Db) -> Result<()> {
     Ok(())
 }
 
-pub async fn files_as_people_send_them_are_understood(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn files_as_people_send_them_are_understood() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::with(db, |book| book.time_zone = "Europe/Paris".into()).await?;
     let excel = "\u{feff}sep=;\r\nNombre;\"Código\";expires_at\r\n\"Pe\u{f1}a; B\";es-1;2026-07-01\r\n";
     let latin: Vec<u8> = "código;x\r\nWIN1;é\r\n".chars().map(|c| c as u8).collect();
@@ -528,7 +540,9 @@ pub async fn files_as_people_send_them_are_understood(db: &Db) -> Result<()> {
     Ok(())
 }
 
-pub async fn a_report_can_be_mended_and_sent_again(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_can_be_mended_and_sent_again() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     let settings = Settings {
         metadata_columns: true,
@@ -561,7 +575,9 @@ pub async fn a_report_can_be_mended_and_sent_again(db: &Db) -> Result<()> {
     Ok(())
 }
 
-pub async fn a_cancelled_import_keeps_what_is_committed(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_import_keeps_what_is_committed() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     let text: String = (0..50_000).map(|n| format!("K{n}\n")).collect();
     let job_id = scene.create(text.as_bytes(), Settings::default()).await?;
@@ -582,7 +598,9 @@ pub async fn a_cancelled_import_keeps_what_is_committed(db: &Db) -> Result<()> {
     Ok(())
 }
 
-pub async fn a_quote_that_never_closes_ends_the_import_there(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quote_that_never_closes_ends_the_import_there() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     let job = scene.import("A1\nB2\n\"C3\nD4\n", Settings::default()).await?;
     assert_eq!(
@@ -594,7 +612,9 @@ pub async fn a_quote_that_never_closes_ends_the_import_there(db: &Db) -> Result<
     Ok(())
 }
 
-pub async fn an_upload_counts_only_when_it_is_finished(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_counts_only_when_it_is_finished() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     let text = "CODE-1\n".repeat(400_000);
     let mut receiver = Receiver::begin(db, scene.book_id, scene.actor, None, Limits::default()).await?;
@@ -638,7 +658,9 @@ pub async fn an_upload_counts_only_when_it_is_finished(db: &Db) -> Result<()> {
     Ok(())
 }
 
-pub async fn the_text_goes_after_its_time_and_a_retry_says_so(db: &Db) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_text_goes_after_its_time_and_a_retry_says_so() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     let job = scene.import("A1\n", Settings::default()).await?;
     let sweep = async |seconds| -> Result<u64> {
@@ -670,12 +692,15 @@ pub async fn the_text_goes_after_its_time_and_a_retry_says_so(db: &Db) -> Result
     Ok(())
 }
 
-pub async fn packed_files_give_the_same_as_plain_ones(
-    db: &Db,
-    gzip: &[u8],
-    zstd: &[u8],
-    plain: &[u8],
-) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn packed_files_give_the_same_as_plain_ones() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
+    let plain = coupon_tests::seed::codes(200_000).join("\n").into_bytes();
+    let plain = &plain[..];
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packer, plain)?;
+    let gzip = &packer.finish()?[..];
+    let zstd = &ruzstd::encoding::compress_to_vec(plain, ruzstd::encoding::CompressionLevel::Fastest)[..];
     let scene = Scene::new(db).await?;
     let mut texts: HashMap<Vec<u8>, usize> = HashMap::new();
     for (bytes, piece) in [

@@ -5,10 +5,18 @@
     reason = "a test that meets what it does not expect is to fail"
 )]
 
+mod access;
+mod bad_input;
+mod contract;
 mod crash;
 mod hangup;
+mod idempotency;
+mod import;
+mod imports;
 mod life;
+mod lists;
 mod matrix;
+mod people;
 mod plans;
 mod processes;
 mod queue;

@@ -48,7 +48,34 @@ impl Answer {
             .get("content-type")
             .and_then(|value| value.to_str().ok());
         assert_eq!(content_type, Some("application/problem+json"));
+        assert_eq!(self.body["status"], status, "{}", self.body);
+        assert_eq!(
+            self.body["request_id"].as_str(),
+            self.header("x-request-id"),
+            "{}",
+            self.body
+        );
+        assert_eq!(self.body["type"], format!("urn:couponbook:problem:{code}"));
+        for name in ["title", "detail"] {
+            assert!(
+                self.body[name].as_str().is_some_and(|text| !text.is_empty()),
+                "{}",
+                self.body
+            );
+        }
         self.body
+    }
+
+    /// Asserts 422 `validation_failed` with a fault of this code at this pointer.
+    #[track_caller]
+    pub fn invalid(self, pointer: &str, code: &str) -> Value {
+        let body = self.refused(422, "validation_failed");
+        let faults = body["errors"].as_array().expect("errors");
+        let named = faults
+            .iter()
+            .any(|fault| fault["pointer"] == pointer && fault["code"] == code);
+        assert!(named, "no {code} at {pointer}: {body}");
+        body
     }
 
     /// A header as text.
@@ -120,7 +147,11 @@ impl Client {
         })
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+    /// Sends a request that is to be answered.
+    ///
+    /// # Panics
+    /// When no answer came.
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
         self.try_send(request).await.expect("an answer")
     }
 

@@ -4,6 +4,7 @@
 //! Invariant: nothing here waits for a fixed time. What is awaited is a job's end, a line of output or a condition, each
 //! with a bound after which the test fails and says what it saw.
 
+pub mod document;
 pub mod http;
 pub mod process;
 pub mod seed;
@@ -41,6 +42,13 @@ pub async fn database() -> TestDatabase {
         db::migrate(&url, Duration::from_secs(60)).await
     })
     .await
+}
+
+/// The same with a pool on it; the database goes when the first of the two does.
+pub async fn fresh() -> (TestDatabase, Db) {
+    let database = database().await;
+    let db = Db::connect(database.url(), Role::Worker, 30).expect("a URL");
+    (database, db)
 }
 
 /// The service in this process: API on a real socket, workers, a database of its own.

@@ -1,6 +1,5 @@
 //! API keys, for administrators: make, list, withdraw.
 
-use chrono::{DateTime, Utc};
 use coupon_core::{
     Error, caller, db,
     user::api_key::{self, ApiKey, NewApiKey},
@@ -20,6 +19,7 @@ use crate::{
     lists::{Limit, Page, decode_cursor},
     once::{self, Begun, IdempotencyKey, Once},
     reply::Reply,
+    time::Time,
 };
 
 /// What a key may do.
@@ -69,7 +69,7 @@ pub struct NewApiKeyRequest {
     #[oai(validator(min_items = 1, max_items = 4))]
     scopes: Vec<Scope>,
     /// When it stops working by itself; never if absent.
-    expires_at: Option<DateTime<Utc>>,
+    expires_at: Option<Time>,
     /// Code look-ups per hour that may miss; 20 if absent.
     #[oai(validator(minimum(value = "0"), maximum(value = "2147483647")))]
     miss_budget: Option<i32>,
@@ -92,13 +92,13 @@ pub struct ApiKeyView {
     /// The administrator who made it; for a key made with a key, who made that one.
     created_by: Uuid,
     /// When it was made.
-    created_at: DateTime<Utc>,
+    created_at: Time,
     /// When it was last used, to the minute.
-    last_used_at: Nullable<DateTime<Utc>>,
+    last_used_at: Nullable<Time>,
     /// When it stops working by itself.
-    expires_at: Nullable<DateTime<Utc>>,
+    expires_at: Nullable<Time>,
     /// When it was withdrawn.
-    revoked_at: Nullable<DateTime<Utc>>,
+    revoked_at: Nullable<Time>,
 }
 
 impl From<ApiKey> for ApiKeyView {
@@ -122,7 +122,7 @@ impl From<ApiKey> for ApiKeyView {
             scopes: scopes.into_iter().map(Into::into).collect(),
             miss_budget: miss_budget.into(),
             created_by,
-            created_at,
+            created_at: created_at.into(),
             last_used_at: last_used_at.into(),
             expires_at: expires_at.into(),
             revoked_at: revoked_at.into(),

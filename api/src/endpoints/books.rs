@@ -1,6 +1,5 @@
 //! Books: make, list, read, change, count.
 
-use chrono::{DateTime, Utc};
 use coupon_core::{
     book::{self, Book, Settings, Stats},
     caller::{Caller, Scope},
@@ -22,6 +21,7 @@ use crate::{
     lists::{Limit, Page, decode_cursor},
     once::{self, Begun, IdempotencyKey, Once},
     reply::Reply,
+    time::Time,
 };
 
 /// Whether a book moves coupons.
@@ -131,9 +131,9 @@ pub struct BookSettings {
     /// Whether users see the book and may assign to themselves.
     self_service: Option<bool>,
     /// Before this nothing moves.
-    starts_at: Option<DateTime<Utc>>,
+    starts_at: Option<Time>,
     /// From this on nothing moves.
-    ends_at: Option<DateTime<Utc>>,
+    ends_at: Option<Time>,
     /// Days a coupon stays valid once assigned.
     #[oai(validator(minimum(value = "1"), maximum(value = "36500")))]
     valid_days_after_assignment: Option<i32>,
@@ -220,8 +220,8 @@ pub struct BookView {
     lock_seconds: i32,
     lock_renewals: i32,
     self_service: bool,
-    starts_at: Nullable<DateTime<Utc>>,
-    ends_at: Nullable<DateTime<Utc>>,
+    starts_at: Nullable<Time>,
+    ends_at: Nullable<Time>,
     valid_days_after_assignment: Nullable<i32>,
     time_zone: String,
     #[oai(flatten)]
@@ -240,8 +240,8 @@ pub struct BookInside {
     draw_commitment: String,
     metadata: Metadata,
     created_by: Uuid,
-    created_at: DateTime<Utc>,
-    updated_at: DateTime<Utc>,
+    created_at: Time,
+    updated_at: Time,
 }
 
 impl BookView {
@@ -274,8 +274,8 @@ impl BookView {
                     .collect(),
                 metadata: metadata(settings.metadata),
                 created_by: book.created_by,
-                created_at: book.created_at,
-                updated_at: book.updated_at,
+                created_at: book.created_at.into(),
+                updated_at: book.updated_at.into(),
             }),
         }
     }
@@ -334,7 +334,7 @@ impl Books {
         auth.require_admin()?;
         let mut once = match Once::begin(&self.app, self.app.db(), auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
-            Begun::Before(answer) => return once::again(answer),
+            Begun::Before(answer) => return Ok(once::again(answer)?.tagged(etag::tag(1))),
         };
         let mut settings = Settings::named(body.value.name);
         body.value.settings.apply(&mut settings)?;

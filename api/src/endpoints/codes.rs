@@ -152,7 +152,12 @@ impl Codes {
                 return Err(problem);
             }
         }
-        Ok(receiver.finish().await?)
+        let id = receiver.id();
+        let finished = receiver.finish().await;
+        if finished.is_err() {
+            let _ = upload::discard(self.app.db(), id).await;
+        }
+        Ok(finished?)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the request's parts, once")]

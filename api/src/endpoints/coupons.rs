@@ -1,6 +1,5 @@
 //! Coupons: a book's, one, what happened to it, and a holder's own.
 
-use chrono::{DateTime, Utc};
 use coupon_core::{
     Error,
     caller::{Caller, Scope},
@@ -23,6 +22,7 @@ use crate::{
     lists::{Limit, Page, decode_cursor},
     once::{self, Begun, IdempotencyKey, Once},
     reply::Reply,
+    time::{self, Time},
 };
 
 /// The effective state of a coupon: a lapsed lock shows `assigned`.
@@ -74,14 +74,14 @@ pub struct CouponView {
     book_id: Uuid,
     state: State,
     assigned_user_id: Nullable<Uuid>,
-    assigned_at: Nullable<DateTime<Utc>>,
-    locked_until: Nullable<DateTime<Utc>>,
+    assigned_at: Nullable<Time>,
+    locked_until: Nullable<Time>,
     redemptions_used: i32,
     redemptions_allowed: i32,
-    expires_at: Nullable<DateTime<Utc>>,
+    expires_at: Nullable<Time>,
     metadata: Metadata,
-    created_at: DateTime<Utc>,
-    updated_at: DateTime<Utc>,
+    created_at: Time,
+    updated_at: Time,
 }
 
 impl From<Coupon> for CouponView {
@@ -97,8 +97,8 @@ impl From<Coupon> for CouponView {
             redemptions_allowed: coupon.redemptions_allowed,
             expires_at: coupon.expires_at.into(),
             metadata: metadata(coupon.metadata),
-            created_at: coupon.created_at,
-            updated_at: coupon.updated_at,
+            created_at: coupon.created_at.into(),
+            updated_at: coupon.updated_at.into(),
         }
     }
 }
@@ -127,7 +127,7 @@ pub struct CheckView {
 #[oai(rename = "Event")]
 pub struct EventView {
     id: Uuid,
-    at: DateTime<Utc>,
+    at: Time,
     /// What happened: coupon_assigned, coupon_locked, …
     kind: String,
     book_id: Uuid,
@@ -148,7 +148,7 @@ impl From<list::Event> for EventView {
     fn from(event: list::Event) -> Self {
         Self {
             id: event.id,
-            at: event.at,
+            at: event.at.into(),
             kind: event.kind,
             book_id: event.book_id,
             code: event.code.into(),
@@ -158,8 +158,8 @@ impl From<list::Event> for EventView {
             },
             job_id: event.job_id.into(),
             request_id: event.request_id.into(),
-            before: event.before.into(),
-            after: event.after.into(),
+            before: event.before.map(time::in_utc).into(),
+            after: event.after.map(time::in_utc).into(),
             hash: event
                 .hash
                 .map(|hash| hash.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -285,7 +285,7 @@ impl Coupons {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => return once::again(answer),
         };
-        let checked = coupon_core::book::find(once.tx(), body.book_id)
+        let checked = coupon_core::book::find_to_check(once.tx(), &auth, body.book_id)
             .await
             .map(|book| {
                 let code = code::Code::parse(&body.code).ok();
@@ -318,7 +318,7 @@ impl Coupons {
         auth: Auth,
         code: Path<String>,
         book_id: Query<Option<Uuid>>,
-        as_of: Query<Option<DateTime<Utc>>>,
+        as_of: Query<Option<Time>>,
         limit: Query<Limit>,
         cursor: Query<Option<String>>,
     ) -> Result<Json<Page<EventView>>, Problem> {

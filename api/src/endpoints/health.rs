@@ -36,10 +36,10 @@ pub struct Health {
 impl Health {
     /// The process is alive.
     #[oai(path = "/livez", method = "get")]
-    async fn live(&self) -> Json<Alive> {
-        Json(Alive {
+    async fn live(&self) -> Result<Json<Alive>, Problem> {
+        Ok(Json(Alive {
             status: "ok".to_owned(),
-        })
+        }))
     }
 
     /// The process can serve: its database answers and has the schema, and it has not been told to end.

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use chrono::{DateTime, Utc};
 use coupon_core::{
     caller::{Caller, Scope},
     job::{self, Job, ledger, signals::Signal},
@@ -38,6 +37,7 @@ use crate::{
     lists::{Limit, Page, decode_cursor},
     once::{Begun, IdempotencyKey, Once},
     reply::REPLAYED,
+    time::Time,
 };
 
 /// The longest that a request may wait for a job's end.
@@ -119,9 +119,9 @@ pub struct JobView {
     book_id: Nullable<Uuid>,
     /// The user or API key that asked for it.
     created_by: Uuid,
-    created_at: DateTime<Utc>,
-    started_at: Nullable<DateTime<Utc>>,
-    finished_at: Nullable<DateTime<Utc>>,
+    created_at: Time,
+    started_at: Nullable<Time>,
+    finished_at: Nullable<Time>,
     links: Links,
 }
 
@@ -180,7 +180,7 @@ impl From<Job> for JobView {
             attempts: job.attempts,
             book_id: job.book_id.into(),
             created_by: job.created_by,
-            created_at: job.created_at,
+            created_at: job.created_at.into(),
             started_at: job.started_at.into(),
             finished_at: job.finished_at.into(),
             links: Links {

@@ -2,6 +2,7 @@
 
 use coupon_core::{
     Error,
+    caller::Scope,
     job::{
         bulk::{self, Action},
         ledger,
@@ -82,7 +83,7 @@ impl JobsAdmin {
     /// How many jobs are in each state.
     #[oai(path = "/jobs/counts", method = "get")]
     async fn counts(&self, auth: Auth) -> Result<Json<JobCounts>, Problem> {
-        auth.require_admin()?;
+        auth.require(Scope::Read)?;
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
         let mut counts = JobCounts::default();
         for (state, count) in bulk::counts(&mut connection).await? {

@@ -36,7 +36,7 @@ use poem_openapi::{ApiResponse, Tags};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::{app::App, problem::Problem, request_id::RequestId};
+use crate::{app::App, problem::Problem, request_id::RequestId, time::Time};
 
 /// The groups of the document.
 #[derive(Tags)]
@@ -120,9 +120,9 @@ pub fn origin<'a>(caller: &Caller, id: &'a RequestId) -> Origin<'a> {
 ///
 /// # Errors
 /// 422 at `pointer`.
-pub fn check_time(pointer: &str, time: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>, Problem> {
+pub fn check_time(pointer: &str, time: Option<Time>) -> Result<Option<DateTime<Utc>>, Problem> {
     use chrono::Datelike;
-    match time {
+    match time.map(|Time(time)| time) {
         Some(time) if !(1..=9999).contains(&time.year()) => Err(Problem::field(
             pointer,
             "out_of_range",

@@ -1,6 +1,5 @@
 //! The till: lock, unlock and redeem, at once and in one transaction each, because a shopper waits.
 
-use chrono::{DateTime, Utc};
 use coupon_core::{
     Error, Refusal,
     caller::{Caller, Scope},
@@ -20,6 +19,7 @@ use crate::{
     auth::Auth,
     once::{self, Begun, IdempotencyKey, Once},
     reply::Reply,
+    time::Time,
 };
 
 /// A lock to be taken or renewed.
@@ -66,9 +66,9 @@ pub struct LockView {
     book_id: Uuid,
     /// Proves the ownership; shown here only.
     lock_token: String,
-    locked_until: DateTime<Utc>,
+    locked_until: Time,
     /// The service's clock now, for countdowns.
-    server_time: DateTime<Utc>,
+    server_time: Time,
     renewals_left: i32,
 }
 
@@ -86,8 +86,8 @@ impl From<Lock> for LockView {
             code,
             book_id,
             lock_token,
-            locked_until,
-            server_time,
+            locked_until: locked_until.into(),
+            server_time: server_time.into(),
             renewals_left,
         }
     }
@@ -114,11 +114,11 @@ pub struct RedemptionView {
     book_id: Uuid,
     code: String,
     user_id: Uuid,
-    redeemed_at: DateTime<Utc>,
+    redeemed_at: Time,
     /// The user or API key that did it.
     redeemed_by: Uuid,
     metadata: Metadata,
-    rolled_back_at: Nullable<DateTime<Utc>>,
+    rolled_back_at: Nullable<Time>,
 }
 
 impl From<Redemption> for RedemptionView {
@@ -133,7 +133,7 @@ impl From<Redemption> for RedemptionView {
             book_id: redemption.book_id,
             code: redemption.code,
             user_id: redemption.user_id,
-            redeemed_at: redemption.redeemed_at,
+            redeemed_at: redemption.redeemed_at.into(),
             redeemed_by: redemption.redeemed_by,
             metadata: metadata(redemption.metadata),
             rolled_back_at: redemption.rolled_back_at.into(),

@@ -1,6 +1,5 @@
 //! Accounts, for administrators: make, list, read, change, take out of use.
 
-use chrono::{DateTime, Utc};
 use coupon_core::{
     Error, db,
     user::{self, NewUser, User, UserChange, login},
@@ -20,6 +19,7 @@ use crate::{
     lists::{Limit, Page, decode_cursor},
     once::{self, Begun, IdempotencyKey, Once},
     reply::Reply,
+    time::Time,
 };
 
 /// What an account may do.
@@ -65,7 +65,7 @@ pub struct UserView {
     /// Whether it may neither log in nor be given coupons.
     disabled: bool,
     /// When it was made.
-    created_at: DateTime<Utc>,
+    created_at: Time,
 }
 
 impl From<User> for UserView {
@@ -84,7 +84,7 @@ impl From<User> for UserView {
             name,
             role: role.into(),
             disabled,
-            created_at,
+            created_at: created_at.into(),
         }
     }
 }

@@ -152,6 +152,25 @@ pub async fn find_for(connection: &mut PgConnection, caller: &Caller, book_id: U
     }
 }
 
+/// A book whose codes `caller` may have at hand: machines any, users also those of which they hold a coupon.
+///
+/// # Errors
+/// `not_found`.
+pub async fn find_to_check(connection: &mut PgConnection, caller: &Caller, book_id: Uuid) -> Result<Book> {
+    let holds: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM coupons WHERE assigned_user_id = $1 AND book_id = $2)",
+    )
+    .bind(caller.id)
+    .bind(book_id)
+    .fetch_one(&mut *connection)
+    .await?;
+    if holds || caller.user_id().is_none() {
+        find(connection, book_id).await
+    } else {
+        find_for(connection, caller, book_id).await
+    }
+}
+
 fn sees_all(caller: &Caller) -> bool {
     caller.may(Scope::Read)
 }

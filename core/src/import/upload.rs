@@ -121,6 +121,11 @@ impl Receiver {
         })
     }
 
+    /// The upload's id.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
     /// Takes bytes as they come from the socket, in pieces of any size.
     ///
     /// # Errors

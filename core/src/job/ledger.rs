@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Job, Progress, State, enqueue, payload::Payload};
 use crate::{
-    caller::Caller,
+    caller::{Caller, Scope},
     error::{Code, Refusal, Result, StoreError},
     id,
     page::Page,
@@ -92,14 +92,23 @@ impl From<Row> for Job {
 /// A job ($1) of anybody ($2) or of one caller ($3).
 pub const FIND: &str = select_jobs!("WHERE id = $1 AND ($2 OR created_by = $3)");
 
-/// A job as `caller` may see it: its own, or any for an administrator.
+/// A job as `caller` may see it: its own, or any for administrators and readers.
 ///
 /// # Errors
 /// `not_found`.
 pub async fn find(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
+    find_if(connection, caller, caller.may(Scope::Read), job_id).await
+}
+
+/// A job that `caller` may change: its own, or any for administrators.
+async fn find_to_change(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
+    find_if(connection, caller, caller.is_admin(), job_id).await
+}
+
+async fn find_if(connection: &mut PgConnection, caller: &Caller, any: bool, job_id: Uuid) -> Result<Job> {
     let row: Option<Row> = sqlx::query_as(FIND)
         .bind(job_id)
-        .bind(caller.is_admin())
+        .bind(any)
         .bind(caller.id)
         .fetch_optional(connection)
         .await?;
@@ -149,7 +158,8 @@ pub async fn list(
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Page<Job>> {
-    let sql = match (caller.is_admin(), filter.book_id) {
+    let any = caller.may(Scope::Read);
+    let sql = match (any, filter.book_id) {
         (true, None) => LIST,
         (true, Some(_)) => LIST_OF_BOOK,
         (false, _) => LIST_OF_OWNER,
@@ -159,7 +169,7 @@ pub async fn list(
         .bind(filter.kind.as_deref())
         .bind(filter.state.map(State::as_str))
         .bind(limit + 1);
-    let query = match (caller.is_admin(), filter.book_id) {
+    let query = match (any, filter.book_id) {
         (true, None) => query,
         (true, Some(book_id)) => query.bind(book_id),
         (false, book_id) => query.bind(caller.id).bind(book_id),
@@ -206,7 +216,7 @@ pub async fn list_errors(
 /// # Errors
 /// `not_found`, `job_finished`.
 pub async fn cancel(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
-    let job = find(connection, caller, job_id).await?;
+    let job = find_to_change(connection, caller, job_id).await?;
     // The queue's row first, as workers do, and without waiting for one that is at work.
     let dequeued = sqlx::query(
         "DELETE FROM apalis.jobs WHERE id = (
@@ -265,7 +275,7 @@ pub(super) const RETRYABLE: [Code; 3] = [Code::AttemptsExhausted, Code::PayloadU
 /// # Errors
 /// `not_found`, `job_not_retryable`.
 pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Job> {
-    find(connection, caller, job_id).await?;
+    find_to_change(connection, caller, job_id).await?;
     let payload: Option<sqlx::types::Json<Payload>> = sqlx::query_scalar(
         "UPDATE jobs SET state = 'queued', finished_at = NULL, error_code = NULL, error_detail = NULL, result = NULL,
                 attempts = 0, cancel_requested_at = NULL

@@ -67,7 +67,9 @@ async fn clients_that_hang_up_leave_nothing_half_done() {
     let token = session.await.unwrap().expect("an enabled account").access_token;
     db::commit(tx).await.unwrap();
 
-    let book_id = admin.book(json!({ "require_lock": false, "redemptions_per_coupon": 3 })).await;
+    let book_id = admin
+        .book(json!({ "require_lock": false, "redemptions_per_coupon": 3 }))
+        .await;
     admin.codes(book_id, &seed::codes(count * 2)).await;
     let held = json!({ "book_id": book_id, "user_id": users[0], "count": 100 });
     let held = id(&admin.post("/v1/coupons/assign", held).await.expect(202));
@@ -126,7 +128,10 @@ async fn clients_that_hang_up_leave_nothing_half_done() {
         .unwrap()
     };
     // Well below the 10 s after which the server itself would end a forgotten transaction.
-    truth::eventually("no transaction is open", Duration::from_secs(5), open, |open| *open == 0).await;
+    truth::eventually("no transaction is open", Duration::from_secs(5), open, |open| {
+        *open == 0
+    })
+    .await;
     truth::all_jobs_end(pool, Duration::from_secs(60)).await;
     truth::holds(pool).await;
     let (jobs, locks, redemptions): (i64, i64, i64) = sqlx::query_as(
@@ -136,8 +141,13 @@ async fn clients_that_hang_up_leave_nothing_half_done() {
     .fetch_one(pool)
     .await
     .unwrap();
-    report(&format!("{count} hang-ups; {jobs} jobs, {locks} locks, {redemptions} redemptions came of them"));
-    assert!(jobs > 10 && locks > 0 && redemptions > 0, "the requests never arrived");
+    report(&format!(
+        "{count} hang-ups; {jobs} jobs, {locks} locks, {redemptions} redemptions came of them"
+    ));
+    assert!(
+        jobs > 10 && locks > 0 && redemptions > 0,
+        "the requests never arrived"
+    );
     // It still answers, on all of its connections at once, and what it answers is committed.
     let mut again = Vec::new();
     for user_id in users.clone() {
@@ -160,7 +170,10 @@ async fn a_begin_that_is_dropped_at_any_poll_leaves_no_transaction_behind() {
     let mut dice = Dice::new("a begin that is dropped");
     let database = coupon_tests::database().await;
     let other = Db::connect(database.url(), Role::Api, 1).unwrap();
-    sqlx::raw_sql("CREATE TABLE written (n bigint)").execute(other.pool()).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE written (n bigint)")
+        .execute(other.pool())
+        .await
+        .unwrap();
     let db = Db::connect(database.url(), Role::Api, 1).unwrap();
     for n in 0..scale(200, 5_000) as i64 {
         {
@@ -172,8 +185,15 @@ async fn a_begin_that_is_dropped_at_any_poll_leaves_no_transaction_behind() {
                 tokio::time::sleep(Duration::from_micros(dice.below(800) as u64)).await;
             }
         }
-        sqlx::query("INSERT INTO written VALUES ($1)").bind(n).execute(db.pool()).await.unwrap();
-        let seen: i64 = sqlx::query_scalar("SELECT count(*) FROM written").fetch_one(other.pool()).await.unwrap();
+        sqlx::query("INSERT INTO written VALUES ($1)")
+            .bind(n)
+            .execute(db.pool())
+            .await
+            .unwrap();
+        let seen: i64 = sqlx::query_scalar("SELECT count(*) FROM written")
+            .fetch_one(other.pool())
+            .await
+            .unwrap();
         assert_eq!(seen, n + 1, "what was answered with Ok is not committed");
     }
 }

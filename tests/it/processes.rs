@@ -134,7 +134,10 @@ async fn up_keeps_its_data_over_an_end_and_over_a_kill_and_leaves_no_server_behi
     .await;
     Client::new(&first.url()).get("/readyz").await.expect(200);
     let secret = fs::read(dir.path().join("token_secret")).expect("kept");
-    assert!(!servers_in(dir.path()).is_empty(), "this test looks in the wrong place");
+    assert!(
+        !servers_in(dir.path()).is_empty(),
+        "this test looks in the wrong place"
+    );
     assert_eq!(first.terminate().await.code(), Some(0));
     assert_eq!(servers_in(dir.path()), Vec::<String>::new());
     assert_eq!(accounts(dir.path(), "first@example.com").await, 1);
@@ -182,7 +185,14 @@ async fn settings_that_cannot_be_used_are_named() {
 async fn an_account_is_made_with_a_password_from_stdin() {
     let database = coupon_tests::database().await;
     let environment = [("COUPONBOOK_DATABASE_URL", database.url())];
-    let arguments = ["admin", "create-user", "--email", "ann@example.com", "--role", "admin"];
+    let arguments = [
+        "admin",
+        "create-user",
+        "--email",
+        "ann@example.com",
+        "--role",
+        "admin",
+    ];
     let password = "correct horse battery staple\n";
     let (code, stdout, stderr) = run(&arguments, &environment, password).await;
     assert_eq!(code, Some(0), "{stderr}");
@@ -196,7 +206,10 @@ async fn an_account_is_made_with_a_password_from_stdin() {
     assert!(hash.starts_with("$argon2id$"), "{hash}");
     let (code, stdout, stderr) = run(&arguments, &environment, password).await;
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
-    assert!(stderr.contains("another account has this e-mail address"), "{stderr}");
+    assert!(
+        stderr.contains("another account has this e-mail address"),
+        "{stderr}"
+    );
     let (code, _, stderr) = run(&arguments, &environment, "").await;
     assert_eq!(code, Some(1));
     assert!(stderr.contains("no password"), "{stderr}");
@@ -214,7 +227,10 @@ async fn of_three_that_start_at_once_one_makes_the_first_administrator() {
     let one = || Process::start(&["api", "--listen", "127.0.0.1:0"], &environment);
     let (a, b, c) = tokio::join!(one(), one(), one());
     let pool = PgPool::connect(database.url()).await.unwrap();
-    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM users").fetch_one(&pool).await.unwrap();
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM users")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
     assert_eq!(count, 1);
     for process in [a, b, c] {
         assert_eq!(process.terminate().await.code(), Some(0));

@@ -3,6 +3,8 @@
 //! Each test has a database of its own, in which triggers make one job's row fail, die or wait: the service's own code
 //! is the released one. Time is moved by updating `run_at`.
 
+#![allow(clippy::unwrap_used, reason = "what a test cannot read fails it")]
+
 use std::time::Duration;
 
 use coupon_core::{
@@ -137,7 +139,10 @@ impl Bench {
                 .await
                 .unwrap()
         };
-        truth::eventually("all jobs have ended", Duration::from_secs(40), look, |left| *left == 0).await;
+        truth::eventually("all jobs have ended", Duration::from_secs(40), look, |left| {
+            *left == 0
+        })
+        .await;
         truth::all_jobs_end(self.pool(), Duration::from_secs(5)).await;
     }
 
@@ -148,7 +153,11 @@ impl Bench {
             if *job_id == poison {
                 assert_eq!(
                     (&job["state"], &job["error"]["code"], &job["attempts"]),
-                    (&json!("failed"), &json!("attempts_exhausted"), &json!(MAX_ATTEMPTS)),
+                    (
+                        &json!("failed"),
+                        &json!("attempts_exhausted"),
+                        &json!(MAX_ATTEMPTS)
+                    ),
                     "{job}"
                 );
             } else {
@@ -190,7 +199,10 @@ async fn a_payload_that_cannot_be_read_fails_its_job_and_delays_nobody() {
             (json!("succeeded"), Value::Null)
         };
         let error = job["error"]["code"].clone();
-        assert_eq!((job["state"].clone(), error, &job["attempts"]), (expected.0, expected.1, &json!(0)));
+        assert_eq!(
+            (job["state"].clone(), error, &job["attempts"]),
+            (expected.0, expected.1, &json!(0))
+        );
     }
     bench.stop().await;
 }
@@ -255,7 +267,11 @@ async fn a_job_whose_trouble_looks_passing_but_stays_is_given_up_while_other_bat
         let mut more = Vec::new();
         for round in 0..200 {
             let body = json!({ "book_id": bench.book_id, "user_id": bench.users[round % 10] });
-            more.push(id(&bench.admin.post("/v1/coupons/assign", body).await.expect(202)));
+            more.push(id(&bench
+                .admin
+                .post("/v1/coupons/assign", body)
+                .await
+                .expect(202)));
             tokio::time::sleep(Duration::from_millis(5)).await; // spread, so that there are many batches
         }
         more
@@ -274,12 +290,22 @@ async fn passing_trouble_is_not_charged() {
     bench.poison(jobs[2], "deadlock").await;
     bench.service.start_workers();
     let look = || bench.poison_runs();
-    truth::eventually("the batch failed", Duration::from_secs(20), look, |runs| *runs >= 1).await;
-    sqlx::query("DELETE FROM poison").execute(bench.pool()).await.unwrap();
+    truth::eventually("the batch failed", Duration::from_secs(20), look, |runs| {
+        *runs >= 1
+    })
+    .await;
+    sqlx::query("DELETE FROM poison")
+        .execute(bench.pool())
+        .await
+        .unwrap();
     bench.end_all().await;
     for job_id in &jobs {
         let job = bench.job(*job_id).await;
-        assert_eq!((&job["state"], &job["attempts"]), (&json!("succeeded"), &json!(0)), "{job}");
+        assert_eq!(
+            (&job["state"], &job["attempts"]),
+            (&json!("succeeded"), &json!(0)),
+            "{job}"
+        );
     }
     bench.stop().await;
 }
@@ -298,7 +324,11 @@ async fn a_job_that_a_crash_left_noted_is_charged_and_run_alone() {
     for job_id in &jobs {
         let job = bench.job(*job_id).await;
         let charged = i64::from(*job_id == jobs[4]);
-        assert_eq!((&job["state"], job["attempts"].as_i64()), (&json!("succeeded"), Some(charged)), "{job}");
+        assert_eq!(
+            (&job["state"], job["attempts"].as_i64()),
+            (&json!("succeeded"), Some(charged)),
+            "{job}"
+        );
     }
     // Alone: no other event was written by the transaction of its event.
     let together: i64 = sqlx::query_scalar(
@@ -319,7 +349,10 @@ async fn a_job_that_one_worker_runs_is_hidden_from_the_other() {
     let job_id = bench.assigns().await[0];
     bench.poison(job_id, "wait").await;
     let mut barrier = bench.pool().acquire().await.unwrap();
-    sqlx::query("SELECT pg_advisory_lock(7)").execute(&mut *barrier).await.unwrap();
+    sqlx::query("SELECT pg_advisory_lock(7)")
+        .execute(&mut *barrier)
+        .await
+        .unwrap();
     bench.service.start_workers();
     let signals = Signals::start(bench.service.database.url()).unwrap();
     let others = Workers::start(bench.service.database.url(), &[Queue::Assign], &signals).unwrap();
@@ -340,7 +373,10 @@ async fn a_job_that_one_worker_runs_is_hidden_from_the_other() {
         signals.ring(Signal::Due); // and ringing does not make it so
         tokio::task::yield_now().await;
     }
-    sqlx::query("SELECT pg_advisory_unlock(7)").execute(&mut *barrier).await.unwrap();
+    sqlx::query("SELECT pg_advisory_unlock(7)")
+        .execute(&mut *barrier)
+        .await
+        .unwrap();
     drop(barrier);
     truth::all_jobs_end(bench.pool(), Duration::from_secs(20)).await;
     assert_eq!(bench.poison_runs().await, 1);
@@ -355,7 +391,9 @@ async fn four_workers_run_every_job_once() {
     let mut bench = Bench::new(count, 50).await;
     let mut tx = bench.service.db.begin().await.unwrap();
     let users = &bench.users;
-    let payloads: Vec<Payload> = (0..count + 20).map(|n| draw(bench.book_id, users[n % users.len()], 1)).collect();
+    let payloads: Vec<Payload> = (0..count + 20)
+        .map(|n| draw(bench.book_id, users[n % users.len()], 1))
+        .collect();
     enqueue_all(&mut tx, bench.book_id, &payloads).await;
     db::commit(tx).await.unwrap();
     bench.service.start_workers();
@@ -390,15 +428,25 @@ async fn a_queued_job_that_is_cancelled_never_runs() {
         .execute(bench.pool())
         .await
         .unwrap();
-    let cancelled = bench.admin.post(&format!("/v1/jobs/{}/cancel", jobs[1]), json!({})).await;
+    let cancelled = bench
+        .admin
+        .post(&format!("/v1/jobs/{}/cancel", jobs[1]), json!({}))
+        .await;
     assert_eq!(cancelled.body["state"], "cancelled", "{}", cancelled.body);
     bench.service.start_workers();
     truth::all_jobs_end(bench.pool(), Duration::from_secs(20)).await;
     for job_id in &jobs {
-        let expected = if *job_id == jobs[1] { "cancelled" } else { "succeeded" };
+        let expected = if *job_id == jobs[1] {
+            "cancelled"
+        } else {
+            "succeeded"
+        };
         assert_eq!(bench.job(*job_id).await["state"], expected);
     }
-    let again = bench.admin.post(&format!("/v1/jobs/{}/cancel", jobs[1]), json!({})).await;
+    let again = bench
+        .admin
+        .post(&format!("/v1/jobs/{}/cancel", jobs[1]), json!({}))
+        .await;
     again.refused(409, "job_finished");
     bench.stop().await;
 }
@@ -425,18 +473,29 @@ async fn a_cancelled_import_stops_at_the_end_of_its_step_and_keeps_what_is_commi
                         AND datname = current_database())",
     )
     .await;
-    let cancelling = bench.admin.post(&format!("/v1/jobs/{job_id}/cancel"), json!({})).await;
+    let cancelling = bench
+        .admin
+        .post(&format!("/v1/jobs/{job_id}/cancel"), json!({}))
+        .await;
     assert_eq!(cancelling.body["state"], "cancelling", "{}", cancelling.body);
     drop(holder);
     truth::all_jobs_end(bench.pool(), Duration::from_secs(30)).await;
     let job = bench.job(job_id).await;
-    assert_eq!((&job["state"], &job["attempts"]), (&json!("cancelled"), &json!(0)), "{job}");
+    assert_eq!(
+        (&job["state"], &job["attempts"]),
+        (&json!("cancelled"), &json!(0)),
+        "{job}"
+    );
     let made: i64 = sqlx::query_scalar("SELECT count(*) FROM coupons WHERE book_id = $1")
         .bind(book_id)
         .fetch_one(bench.pool())
         .await
         .unwrap();
-    assert_eq!((made, job["progress"]["done"].as_i64()), (20_000, Some(20_000)), "{job}");
+    assert_eq!(
+        (made, job["progress"]["done"].as_i64()),
+        (20_000, Some(20_000)),
+        "{job}"
+    );
     // The book is free again.
     bench.admin.codes(book_id, &["AFTERWARDS".to_owned()]).await;
     bench.stop().await;

@@ -4,6 +4,8 @@
 //! code has one owner, and ledger, coupons, events, redemptions and allowances tell one story.
 //! To add a check: a line in [`PROMISES`], a query that counts what breaks the promise.
 
+#![allow(clippy::unwrap_used, reason = "what a test cannot read fails it")]
+
 use std::{fmt::Debug, future::Future, time::Duration};
 
 use sqlx::PgPool;
@@ -126,9 +128,12 @@ pub(crate) async fn all_jobs_end(pool: &PgPool, patience: Duration) {
         .unwrap();
         left
     };
-    eventually("unfinished jobs, rows in the queue, marks: none", patience, left, |left| {
-        *left == (0, 0, 0)
-    })
+    eventually(
+        "unfinished jobs, rows in the queue, marks: none",
+        patience,
+        left,
+        |left| *left == (0, 0, 0),
+    )
     .await;
 }
 
@@ -139,7 +144,10 @@ pub(crate) async fn all_jobs_end(pool: &PgPool, patience: Duration) {
 pub(crate) async fn holds(pool: &PgPool) {
     let mut connection = pool.acquire().await.unwrap();
     // One pool's connections come and go: the view lives as long as this one, and is made once.
-    sqlx::raw_sql("DROP VIEW IF EXISTS given").execute(&mut *connection).await.unwrap();
+    sqlx::raw_sql("DROP VIEW IF EXISTS given")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
     sqlx::raw_sql(GIVEN).execute(&mut *connection).await.unwrap();
     let mut broken = Vec::new();
     for (promise, sql) in PROMISES {
@@ -148,7 +156,10 @@ pub(crate) async fn holds(pool: &PgPool) {
             broken.push(format!("{promise}: broken {count} times"));
         }
     }
-    sqlx::raw_sql("DROP VIEW given").execute(&mut *connection).await.unwrap();
+    sqlx::raw_sql("DROP VIEW given")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
@@ -168,7 +179,10 @@ pub(crate) async fn eventually<T: Debug, F: Future<Output = T>>(
         if good(&seen) {
             return seen;
         }
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}; last seen: {seen:?}");
+        assert!(
+            Instant::now() < deadline,
+            "not within {patience:?}: {what}; last seen: {seen:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -196,7 +210,9 @@ pub(crate) struct Dice(u64);
 impl Dice {
     #[expect(clippy::print_stderr, reason = "a failed run is repeated with its seed")]
     pub(crate) fn new(test: &str) -> Self {
-        let given = std::env::var("COUPONBOOK_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let given = std::env::var("COUPONBOOK_TEST_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| {
             let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
             since_1970.as_nanos() as u64

@@ -55,7 +55,6 @@ impl Batch {
         self.settled = true;
         self.trouble.clear();
     }
-
 }
 
 impl Drop for Batch {

@@ -174,7 +174,11 @@ impl Failures {
     /// The count of the row with the highest.
     fn most(&self, ids: &[Uuid]) -> u32 {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.iter().filter_map(|id| counts.get(id)).copied().max().unwrap_or(0)
+        ids.iter()
+            .filter_map(|id| counts.get(id))
+            .copied()
+            .max()
+            .unwrap_or(0)
     }
 
     /// Counts one more for each; gives those that have not yet had too many.

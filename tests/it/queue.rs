@@ -3,6 +3,8 @@
 //! Each test has a database of its own, in which triggers make one job's row fail, die or wait: the service's own code
 //! is the released one. Time is moved by updating `run_at`.
 
+#![allow(clippy::unwrap_used, reason = "what a test cannot read fails it")]
+
 use std::time::Duration;
 
 use coupon_core::{

@@ -4,6 +4,8 @@
 //! code has one owner, and ledger, coupons, events, redemptions and allowances tell one story.
 //! To add a check: a line in [`PROMISES`], a query that counts what breaks the promise.
 
+#![allow(clippy::unwrap_used, reason = "what a test cannot read fails it")]
+
 use std::{fmt::Debug, future::Future, time::Duration};
 
 use sqlx::PgPool;

@@ -23,7 +23,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use poem::{
     Endpoint, IntoEndpoint, IntoResponse, Request,
-    http::uri::Scheme,
+    http::{HeaderValue, header::CONNECTION, uri::Scheme},
     web::{LocalAddr, RemoteAddr},
 };
 use tokio::{
@@ -38,7 +38,7 @@ use crate::wire::{GuardedBody, MeteredBody, Wire};
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Pause after `accept` fails, as it does while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// At the end, a connection on which nothing has come yet gets so long: its first request may be on the way.
+/// At the end, a connection on which nothing has come yet gets at least so long: its first request may be on the way.
 const UNBEGUN_GRACE: Duration = Duration::from_millis(500);
 
 /// What a client may take.
@@ -56,6 +56,9 @@ pub struct Limits {
     pub body_grace: Duration,
     /// A client that takes no byte of its answer for so long is cut off.
     pub stalled: Duration,
+    /// After the signal, a connection stays open so long for one more request, which is told that it was the last:
+    /// closing a connection on which a client is just about to send would lose the request.
+    pub farewell: Duration,
     /// From the signal to the end of the last request; then connections are cut.
     pub drain: Duration,
 }
@@ -69,6 +72,7 @@ impl Default for Limits {
             body_rate: 1_024,
             body_grace: Duration::from_secs(10),
             stalled: Duration::from_secs(30),
+            farewell: Duration::from_secs(1),
             drain: Duration::from_secs(25), // below the 30 s that Kubernetes and systemd grant
         }
     }
@@ -111,8 +115,8 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown` is done, then takes no more connections, closes the idle ones and waits for running
-    /// requests, at most [`Limits::drain`]. Returns how many connections had to be cut.
+    /// Serves until `shutdown` is done, then takes no more connections, lets each of those that stand have one more
+    /// request ([`Limits::farewell`]) and waits for running requests, at most [`Limits::drain`]. Returns how many connections had to be cut.
     pub async fn serve<E>(self, endpoint: E, shutdown: impl Future<Output = ()>) -> usize
     where
         E: IntoEndpoint,
@@ -184,8 +188,9 @@ async fn drive<E: Endpoint + 'static>(
     let Ok(local) = stream.local_addr() else { return };
     let connection = Arc::new(Connection::default());
     let service = service_fn({
-        let connection = connection.clone();
+        let (connection, stopped) = (connection.clone(), stopped.clone());
         move |request: hyper::Request<Incoming>| {
+            let stopped = stopped.clone();
             let guard = Running::begin(&connection);
             let endpoint = endpoint.clone();
             async move {
@@ -195,7 +200,12 @@ async fn drive<E: Endpoint + 'static>(
                 request.set_body(MeteredBody::wrap(body, &limits));
                 let answer = endpoint.call(request).await;
                 let response = answer.map_or_else(|error| error.into_response(), IntoResponse::into_response);
-                let response = hyper::Response::from(response);
+                let mut response = hyper::Response::from(response);
+                if *stopped.borrow() {
+                    response
+                        .headers_mut()
+                        .insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, Infallible>(response.map(|body| GuardedBody::new(body, guard)))
             }
         }
@@ -212,7 +222,7 @@ async fn drive<E: Endpoint + 'static>(
         ended = &mut served => ended,
         () = stopped => {
             let begun = connection.begun.load(Ordering::Acquire);
-            let grace = if begun { Duration::ZERO } else { UNBEGUN_GRACE };
+            let grace = if begun { limits.farewell } else { limits.farewell.max(UNBEGUN_GRACE) };
             match tokio::time::timeout(grace, &mut served).await {
                 Ok(ended) => ended,
                 Err(_) => {

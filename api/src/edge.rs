@@ -136,7 +136,8 @@ fn refuse_early(
             .header(ALLOW, allow)
             .finish()));
     }
-    if path.contains("%00") || item.is_some_and(|item| !item.has_well_formed_ids(path)) {
+    let ill_formed = item.is_some_and(|item| !item.has_well_formed_ids(path));
+    if path.contains("%00") || (operation.is_some() && ill_formed) {
         return Some(Err(Problem::not_found())); // nothing stored can have such a name
     }
     let faults = operation

@@ -221,14 +221,16 @@ impl Once {
 
     /// Rolls back; records the refusal if the same request would be refused again.
     async fn refuse(self, error: Error) -> Problem {
-        let refusal = match (&self.claim, &error) {
+        let Self { app, db, tx, claim } = self;
+        // Awaited, not dropped: the key and the rows are held until it has happened, and the client may ask again as
+        // soon as it has its answer. If it fails, the connection is closed and the server rolls back.
+        let rolled_back = tx.rollback().await;
+        let refusal = match (&claim, &error) {
             (Some(_), Error::Refused(refusal)) if is_kept(refusal) => refusal.clone(),
             _ => return error.into(),
         };
-        let Self { app, db, tx, claim } = self;
         let kept = async {
-            // Awaited, not dropped: the key is held until it has happened.
-            tx.rollback().await?;
+            rolled_back?;
             let claim = claim.as_ref().ok_or_else(Refusal::not_found)?;
             let mut tx = db.begin().await?;
             if idempotency::take(&mut tx, app.sealer(), claim).await?.is_none() {

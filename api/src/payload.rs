@@ -136,7 +136,9 @@ fn parse(bytes: &[u8]) -> Result<Value, Problem> {
             // 1e400 is JSON, only no number that a computer of today has.
             return Problem::field("", "out_of_range", format!("A number is too large: {reason}."));
         }
-        if reason.starts_with("recursion limit exceeded") {
+        // Read without being kept, JSON may be as deep as it likes.
+        let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
+        if reason.starts_with("recursion limit exceeded") && is_json() {
             return Problem::field(
                 "",
                 "too_deep",

@@ -175,10 +175,7 @@ impl ApiKeys {
         body: Body<NewApiKeyRequest>,
     ) -> Result<Reply<MadeApiKey, 201>, Problem> {
         auth.require_admin()?;
-        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return once::again(answer),
-        };
+        let hash = *body.hash();
         let NewApiKeyRequest {
             name,
             scopes,
@@ -190,6 +187,10 @@ impl ApiKeys {
             scopes: scopes.into_iter().map(Into::into).collect(),
             expires_at: check_time("/expires_at", expires_at)?,
             miss_budget,
+        };
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(&hash)).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return once::again(answer),
         };
         let made = api_key::create(once.tx(), &auth, &new).await;
         let made = made.map(|(about, key)| MadeApiKey {

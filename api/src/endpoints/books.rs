@@ -332,12 +332,13 @@ impl Books {
         body: Body<NewBook>,
     ) -> Result<Reply<BookView, 201>, Problem> {
         auth.require_admin()?;
-        let mut once = match Once::begin(&self.app, self.app.db(), auth, key, Some(body.hash())).await? {
+        let hash = *body.hash();
+        let mut settings = Settings::named(body.value.name);
+        body.value.settings.apply(&mut settings)?;
+        let mut once = match Once::begin(&self.app, self.app.db(), auth, key, Some(&hash)).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => return Ok(once::again(answer)?.tagged(etag::tag(1))),
         };
-        let mut settings = Settings::named(body.value.name);
-        body.value.settings.apply(&mut settings)?;
         let made = book::insert(once.tx(), &settings, origin(auth, id)).await;
         let made = made.map(|book| BookView::of(book, auth));
         let reply = once

@@ -236,15 +236,22 @@ impl Till {
         body: Body<RedeemRequest>,
     ) -> Result<Reply<RedemptionView>, Problem> {
         let behalf = behalf(&auth, body.user_id)?;
+        let hash = *body.hash();
+        let RedeemRequest {
+            lock_token,
+            book_id,
+            metadata,
+            ..
+        } = body.value;
+        let fields = check_metadata(metadata)?;
         let lookup = Lookup::begin(&self.app, &auth).await?;
-        let mut once = match Once::begin(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
+        let mut once = match Once::begin(&self.app, self.app.till(), &auth, key, Some(&hash)).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => return once::again(answer),
         };
-        let fields = check_metadata(body.value.metadata)?;
         let redeemed = async {
-            let coupon = find(&mut once, behalf, &code.0, body.value.book_id).await?;
-            let token = body.value.lock_token.as_deref();
+            let coupon = find(&mut once, behalf, &code.0, book_id).await?;
+            let token = lock_token.as_deref();
             redeem::redeem(once.tx(), &coupon, behalf, token, &fields, origin(&auth, &id)).await
         };
         let redeemed = redeemed.await.map(RedemptionView::from);

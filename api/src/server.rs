@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, task::AtomicWaker};
+use futures_util::task::AtomicWaker;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use poem::{
@@ -38,7 +38,7 @@ use crate::wire::{GuardedBody, MeteredBody, Wire};
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Pause after `accept` fails, as it does while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// At the end, a connection on which nothing has come yet gets at least so long: its first request may be on the way.
+/// At the end, a connection on which nothing has come yet gets so much longer: its first request may be on the way.
 const UNBEGUN_GRACE: Duration = Duration::from_millis(500);
 
 /// What a client may take.
@@ -156,13 +156,18 @@ impl Server {
                 }
             }
         }
-        // Who is in the kernel's queue has been told that the connection stands; closing now would reset it.
-        while let Ok(slot) = slots.clone().try_acquire_owned()
-            && let Some(Ok(accepted)) = listener.accept().now_or_never()
-        {
-            start(&mut connections, slot, accepted);
+        // Who is in the kernel's queue has been told that the connection stands; closing now would reset it. Asked of
+        // the kernel itself: the runtime may not have heard of the latest yet.
+        if let Ok(listener) = listener.into_std() {
+            while let Ok(slot) = slots.clone().try_acquire_owned()
+                && let Ok((stream, peer)) = listener.accept()
+            {
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                if let Ok(stream) = stream {
+                    start(&mut connections, slot, (stream, peer));
+                }
+            }
         }
-        drop(listener);
         stop.send_replace(true);
         let drained = async { while connections.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(limits.drain, drained).await;
@@ -222,7 +227,7 @@ async fn drive<E: Endpoint + 'static>(
         ended = &mut served => ended,
         () = stopped => {
             let begun = connection.begun.load(Ordering::Acquire);
-            let grace = if begun { limits.farewell } else { limits.farewell.max(UNBEGUN_GRACE) };
+            let grace = if begun { limits.farewell } else { limits.farewell + UNBEGUN_GRACE };
             match tokio::time::timeout(grace, &mut served).await {
                 Ok(ended) => ended,
                 Err(_) => {

@@ -162,7 +162,9 @@ impl Server {
             while let Ok(slot) = slots.clone().try_acquire_owned()
                 && let Ok((stream, peer)) = listener.accept()
             {
-                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                let stream = stream
+                    .set_nonblocking(true)
+                    .and_then(|()| TcpStream::from_std(stream));
                 if let Ok(stream) = stream {
                     start(&mut connections, slot, (stream, peer));
                 }

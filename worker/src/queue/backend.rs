@@ -29,7 +29,10 @@ use coupon_core::{
         signals::Signal,
     },
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinHandle,
+};
 
 use super::Runner;
 
@@ -47,6 +50,9 @@ pub(crate) struct Batch {
     pub(super) rows: Vec<Claimed>,
     trouble: Trouble,
     settled: bool,
+    /// Held while a row that was in trouble runs: no other such row runs beside it in this process, so that one which
+    /// takes the process down again and again takes no companion along.
+    _alone: Option<OwnedSemaphorePermit>,
 }
 
 impl Batch {
@@ -91,8 +97,19 @@ pub(super) fn backoff((first, longest): (Duration, Duration), n: u32) -> Duratio
     full.mul_f64(rand::random_range(0.5..=1.0))
 }
 
-/// A claim under way: `None` when nothing is due.
-type Claiming = JoinHandle<Result<Option<(Tx, Vec<Claimed>)>, StoreError>>;
+/// What a claim found.
+enum Found {
+    /// Due rows; with the permit when they were in trouble before.
+    Rows(Tx, Vec<Claimed>, Option<OwnedSemaphorePermit>),
+    /// Nothing that may run now.
+    Nothing {
+        /// A row that was in trouble runs; others of its kind were not looked at.
+        beside_trouble: bool,
+    },
+}
+
+/// A claim under way.
+type Claiming = JoinHandle<Result<Found, StoreError>>;
 
 enum Phase {
     Start,
@@ -112,6 +129,7 @@ pub(super) struct BatchBackend {
     /// Claims that failed in a row; apart from `trouble`, so that nothing waits once the database is back.
     failed_claims: u32,
     charged_first: bool,
+    alone: Arc<Semaphore>,
     phase: Phase,
 }
 
@@ -126,6 +144,7 @@ impl BatchBackend {
             trouble: Trouble::default(),
             failed_claims: 0,
             charged_first: false,
+            alone: Arc::new(Semaphore::new(1)),
             phase: Phase::Start,
         }
     }
@@ -141,19 +160,40 @@ impl BatchBackend {
             [Lane::Fresh, Lane::Charged]
         };
         let (db, queue, limit) = (self.db.clone(), self.queue, self.limit);
+        let mut alone = Arc::clone(&self.alone).try_acquire_owned().ok();
         // In a task of its own: it runs to its end whenever the worker polls.
         tokio::spawn(async move {
             let mut tx = db.begin().await?;
             for lane in lanes {
+                if lane == Lane::Charged && alone.is_none() {
+                    continue;
+                }
                 let rows = claim::claim(&mut tx, queue, lane, limit).await?;
                 if !rows.is_empty() {
-                    return Ok(Some((tx, rows)));
+                    let alone = if lane == Lane::Charged { alone.take() } else { None };
+                    return Ok(Found::Rows(tx, rows, alone));
                 }
             }
             // A row with an unreadable id may have been dropped.
             coupon_core::db::commit(tx).await?;
-            Ok(None)
+            Ok(Found::Nothing {
+                beside_trouble: alone.is_none(),
+            })
         })
+    }
+
+    /// Waits for work: a signal, the next look, or the end of the row in trouble that others of its kind wait for.
+    fn wait_for_work(&self, beside_trouble: bool) -> Phase {
+        let alone = Arc::clone(&self.alone);
+        let Phase::Waiting(waiting) = self.wait(LOOK_EVERY, true) else {
+            return Phase::Start;
+        };
+        Phase::Waiting(Box::pin(async move {
+            tokio::select! {
+                () = waiting => {}
+                _ = alone.acquire(), if beside_trouble => {}
+            }
+        }))
     }
 
     fn wait(&self, at_most: Duration, for_signal: bool) -> Phase {
@@ -191,7 +231,7 @@ impl Backend for BatchBackend {
                         self.failed_claims = 0;
                     }
                     self.phase = match claimed {
-                        Ok(Ok(Some((tx, rows)))) => {
+                        Ok(Ok(Found::Rows(tx, rows, alone))) => {
                             self.phase = match self.trouble.count() {
                                 0 => Phase::Start,
                                 n => self.wait(backoff(BACKOFF, n), false),
@@ -201,10 +241,11 @@ impl Backend for BatchBackend {
                                 rows,
                                 trouble: self.trouble.clone(),
                                 settled: false,
+                                _alone: alone,
                             };
                             return Poll::Ready(Some(Ok(Task::new(batch))));
                         }
-                        Ok(Ok(None)) => self.wait(LOOK_EVERY, true),
+                        Ok(Ok(Found::Nothing { beside_trouble })) => self.wait_for_work(beside_trouble),
                         Ok(Err(error)) => {
                             self.failed_claims = self.failed_claims.saturating_add(1);
                             tracing::warn!(queue = self.queue.name(), %error, "claiming failed; trying again");

@@ -137,6 +137,7 @@ async fn serve(
     stop: &Stop,
     demo: Option<demo::Demo>,
 ) -> anyhow::Result<()> {
+    allow_many_connections();
     let limits = Limits {
         connections: settings.connections,
         drain: SERVER_DRAIN,
@@ -168,6 +169,20 @@ async fn serve(
     }
     app.close().await;
     Ok(())
+}
+
+/// Raises the number of files that this process may open to what the system grants: each connection is one, and many
+/// systems begin with 1,024.
+fn allow_many_connections() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
 }
 
 /// How to make the first administrator, while there is none. A database that does not answer now is no reason not to

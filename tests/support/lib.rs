@@ -51,6 +51,18 @@ pub async fn fresh() -> (TestDatabase, Db) {
     (database, db)
 }
 
+/// Raises the number of files that this process may open to what the system grants: a thousand clients and the server
+/// that they talk to live in it, and many systems begin with 1,024.
+fn allow_many_connections() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).expect("the limit within its bound");
+}
+
 /// The service in this process: API on a real socket, workers, a database of its own.
 pub struct Service {
     /// The database.
@@ -87,6 +99,7 @@ impl Service {
 
     /// API only, with these settings.
     pub async fn with(settings: Settings) -> Self {
+        allow_many_connections();
         let database = database().await;
         let url = database.url().to_owned();
         let signals = Signals::start(&url).expect("a URL");

@@ -1,0 +1,7 @@
+//! One file per group of figures.
+
+pub(crate) mod assign;
+pub(crate) mod draw;
+pub(crate) mod poll;
+pub(crate) mod sweep;
+pub(crate) mod till;

@@ -6,10 +6,19 @@ use coupon_core::{
     config::Settings,
     db::{Db, Role},
     error::StoreError,
+    group::Group,
     idempotency::Sealer,
-    job::{depth::Depth, signals::Signals, wait::Waiters},
-    user::{auth::Authenticator, budget::SecurityBudgets, password::Passwords, token::TokenKeys},
+    job::{Job, depth::Depth, ledger, signals::Signals, wait::Waiters},
+    user::{self, auth::Authenticator, budget::SecurityBudgets, password::Passwords, token::TokenKeys},
 };
+
+use uuid::Uuid;
+
+use crate::intake::Intake;
+
+/// Connections for what callers look up in groups: one group of each sort is under way at a time. They have connections of
+/// their own, so that none waits for a connection that another of the same request holds.
+const SHARED_LOOKS: u32 = 4;
 
 /// The share of connections that locks and redemptions have to themselves: a shopper waits for them.
 const TILL_SHARE: u32 = 3;
@@ -24,11 +33,15 @@ pub struct App {
 struct Inner {
     db: Db,
     till: Db,
+    looks: Db,
     authenticator: Authenticator,
     passwords: Passwords,
     sealer: Sealer,
     signals: Signals,
     waiters: Waiters,
+    jobs: Group<Uuid, Option<Job>>,
+    intake: Intake,
+    disabled: Group<Uuid, bool>,
     depth: Depth,
     budgets: SecurityBudgets,
     registration: bool,
@@ -50,14 +63,19 @@ impl App {
         let db = Db::connect(
             url,
             Role::Api,
-            settings.database_connections.saturating_sub(till_size).max(2),
+            settings
+                .database_connections
+                .saturating_sub(till_size + SHARED_LOOKS)
+                .max(2),
         )?;
         let till = Db::connect(url, Role::Api, till_size)?;
-        let waiters = Waiters::start(db.clone(), &signals);
+        let looks = Db::connect(url, Role::Api, SHARED_LOOKS)?;
+        let waiters = Waiters::start(looks.clone(), &signals);
+        let (of_jobs, of_users) = (looks.clone(), looks.clone());
         Ok(Self {
             inner: Arc::new(Inner {
                 sealer: Sealer::new(&keys.derive("idempotency-seal")),
-                authenticator: Authenticator::new(db.clone(), keys),
+                authenticator: Authenticator::new(looks.clone(), keys),
                 passwords: Passwords::new(),
                 budgets: if settings.security_budgets.is_on() {
                     SecurityBudgets::On
@@ -67,8 +85,12 @@ impl App {
                 registration: settings.registration.is_on(),
                 max_upload_bytes: settings.max_upload_bytes,
                 depth: Depth::new(db.clone(), settings.queue_limit),
+                jobs: Group::start(move |ids| ledger::find_all(of_jobs.clone(), ids)),
+                intake: Intake::start(db.clone(), signals.clone()),
+                disabled: Group::start(move |users| user::are_disabled(of_users.clone(), users)),
                 db,
                 till,
+                looks,
                 signals,
                 waiters,
             }),
@@ -110,6 +132,21 @@ impl App {
         &self.inner.waiters
     }
 
+    /// Jobs as they are now, whoever asked for them; those who poll at the same time share a look.
+    pub fn jobs(&self) -> &Group<Uuid, Option<Job>> {
+        &self.inner.jobs
+    }
+
+    /// The intake of assignments.
+    pub fn intake(&self) -> &Intake {
+        &self.inner.intake
+    }
+
+    /// Whether accounts are disabled now.
+    pub fn disabled(&self) -> &Group<Uuid, bool> {
+        &self.inner.disabled
+    }
+
     /// How deep the queues are.
     pub fn depth(&self) -> &Depth {
         &self.inner.depth
@@ -134,5 +171,6 @@ impl App {
     pub async fn close(&self) {
         self.inner.db.close().await;
         self.inner.till.close().await;
+        self.inner.looks.close().await;
     }
 }

@@ -10,6 +10,7 @@ pub mod csv;
 pub mod edge;
 pub mod endpoints;
 pub mod etag;
+mod intake;
 pub mod lists;
 mod loan;
 pub mod nullable;

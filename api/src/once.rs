@@ -7,6 +7,7 @@ use coupon_core::{
     Code, Error, Refusal,
     caller::Caller,
     db::{self, Db, Tx},
+    error::StoreError,
     idempotency::{self, Answer, Claim, MAX_KEY_LENGTH},
     job::signals::Signal,
 };
@@ -17,7 +18,7 @@ use poem_openapi::{
     types::ToJSON,
 };
 use sha2::{Digest, Sha256};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 use uuid::Uuid;
 
 use crate::{app::App, problem::Problem, reply::Reply};
@@ -27,6 +28,13 @@ use crate::{app::App, problem::Problem, reply::Reply};
 pub struct IdempotencyKey {
     key: Option<String>,
     request: [u8; 32],
+}
+
+impl IdempotencyKey {
+    /// Whether the request had one.
+    pub fn is_given(&self) -> bool {
+        self.key.is_some()
+    }
 }
 
 impl<'a> ApiExtractor<'a> for IdempotencyKey {
@@ -111,8 +119,31 @@ pub enum Begun {
 pub struct Once {
     app: App,
     db: Db,
-    tx: Tx,
+    work: Work,
     claim: Option<Claim>,
+}
+
+/// Where the effect happens.
+enum Work {
+    Transaction(Tx),
+    /// Without a key, an effect of one statement needs no transaction around it: two round trips less.
+    Statement(PoolConnection<Postgres>),
+}
+
+impl Work {
+    async fn commit(self) -> Result<(), StoreError> {
+        match self {
+            Self::Transaction(tx) => db::commit(tx).await,
+            Self::Statement(_) => Ok(()),
+        }
+    }
+
+    async fn rollback(self) -> Result<(), StoreError> {
+        match self {
+            Self::Transaction(tx) => Ok(tx.rollback().await?),
+            Self::Statement(_) => Ok(()),
+        }
+    }
 }
 
 impl Once {
@@ -127,15 +158,7 @@ impl Once {
         key: IdempotencyKey,
         body: Option<&[u8; 32]>,
     ) -> Result<Begun, Problem> {
-        let claim = key.key.map(|text| {
-            let mut hash = Sha256::new().chain_update(key.request);
-            hash.update(body.map_or(&[][..], |body| &body[..]));
-            Claim {
-                caller_id: caller.id,
-                key: text,
-                request_hash: hash.finalize().into(),
-            }
-        });
+        let claim = key.claim(caller, body);
         let mut tx = db.begin().await.map_err(Error::from)?;
         if let Some(claim) = &claim
             && let Some(answer) = idempotency::take(&mut tx, app.sealer(), claim).await?
@@ -145,14 +168,39 @@ impl Once {
         Ok(Begun::Fresh(Self {
             app: app.clone(),
             db: db.clone(),
-            tx,
+            work: Work::Transaction(tx),
             claim,
+        }))
+    }
+
+    /// The same for a use case whose whole effect is one statement.
+    ///
+    /// # Errors
+    /// As [`Once::begin`].
+    pub async fn begin_statement(
+        app: &App,
+        db: &Db,
+        caller: &Caller,
+        key: IdempotencyKey,
+        body: Option<&[u8; 32]>,
+    ) -> Result<Begun, Problem> {
+        if key.is_given() {
+            return Self::begin(app, db, caller, key, body).await;
+        }
+        Ok(Begun::Fresh(Self {
+            app: app.clone(),
+            db: db.clone(),
+            work: Work::Statement(db.pool().acquire().await.map_err(Error::from)?),
+            claim: None,
         }))
     }
 
     /// The transaction.
     pub fn tx(&mut self) -> &mut PgConnection {
-        &mut self.tx
+        match &mut self.work {
+            Work::Transaction(tx) => tx,
+            Work::Statement(connection) => connection,
+        }
     }
 
     /// Ends it without an effect, so that something slow can be done before it is begun again.
@@ -160,7 +208,7 @@ impl Once {
     /// # Errors
     /// When the database fails.
     pub async fn give_up(self) -> Result<(), Problem> {
-        self.tx.rollback().await.map_err(Error::from)?;
+        self.work.rollback().await.map_err(Error::from)?;
         Ok(())
     }
 
@@ -186,7 +234,7 @@ impl Once {
             body: reply.bytes().to_vec(),
         };
         self.record(&answer).await?;
-        db::commit(self.tx).await.map_err(Error::from)?;
+        self.work.commit().await.map_err(Error::from)?;
         Ok(reply)
     }
 
@@ -207,24 +255,25 @@ impl Once {
             body: Vec::new(),
         })
         .await?;
-        db::commit(self.tx).await.map_err(Error::from)?;
+        self.work.commit().await.map_err(Error::from)?;
         self.app.signals().ring(Signal::Due);
         Ok(job_id)
     }
 
     async fn record(&mut self, answer: &Answer) -> Result<(), Problem> {
-        if let Some(claim) = &self.claim {
-            idempotency::record(&mut self.tx, self.app.sealer(), claim, answer).await?;
+        if let Some(claim) = self.claim.take() {
+            let app = self.app.clone();
+            idempotency::record(self.tx(), app.sealer(), &claim, answer).await?;
         }
         Ok(())
     }
 
     /// Rolls back; records the refusal if the same request would be refused again.
     async fn refuse(self, error: Error) -> Problem {
-        let Self { app, db, tx, claim } = self;
+        let Self { app, db, work, claim } = self;
         // Awaited, not dropped: the key and the rows are held until it has happened, and the client may ask again as
         // soon as it has its answer. If it fails, the connection is closed and the server rolls back.
-        let rolled_back = tx.rollback().await;
+        let rolled_back = work.rollback().await;
         let refusal = match (&claim, &error) {
             (Some(_), Error::Refused(refusal)) if is_kept(refusal) => refusal.clone(),
             _ => return error.into(),
@@ -258,6 +307,19 @@ impl Once {
             // Without its record the refusal must not be given: a copy might be answered otherwise.
             Err(failed) => failed.into(),
         }
+    }
+}
+
+impl IdempotencyKey {
+    fn claim(self, caller: &Caller, body: Option<&[u8; 32]>) -> Option<Claim> {
+        let key = self.key?;
+        let mut hash = Sha256::new().chain_update(self.request);
+        hash.update(body.map_or(&[][..], |body| &body[..]));
+        Some(Claim {
+            caller_id: caller.id,
+            key,
+            request_hash: hash.finalize().into(),
+        })
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) async fn pgbench(
     let mut file = tempfile::NamedTempFile::new()?;
     file.write_all(script.as_bytes())?;
     let output = Command::new(bin_dir.join("pgbench"))
-        .args(["--no-vacuum", "--protocol=prepared", "--jobs=2"])
+        .args(["--no-vacuum", "--protocol=prepared", "--jobs=2", "--define=n=-1"])
         .arg(format!("--client={clients}"))
         .arg(format!("--time={seconds}"))
         .arg(format!("--file={}", file.path().display()))
@@ -43,5 +43,12 @@ pub(crate) async fn pgbench(
 /// # Errors
 /// As [`pgbench`].
 pub(crate) async fn commits(bin_dir: &Path, url: &str, seconds: u64) -> anyhow::Result<f64> {
-    pgbench(bin_dir, url, 16, seconds, "INSERT INTO bench.floor (value) VALUES (1);\n").await
+    pgbench(
+        bin_dir,
+        url,
+        16,
+        seconds,
+        "INSERT INTO bench.floor (value) VALUES (1);\n",
+    )
+    .await
 }

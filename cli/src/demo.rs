@@ -9,7 +9,11 @@ use anyhow::Context;
 use coupon_core::{
     book::{self, Book, Settings},
     caller::{Access, Caller, Role, Scope},
-    coupon::{Behalf, Origin, accept, list, lock, redeem},
+    coupon::{
+        Behalf, Origin,
+        accept::{self, Assignment},
+        list, lock, redeem,
+    },
     db::{self, Db},
     import::{Mode, create::create_from_codes},
     job::{
@@ -160,7 +164,8 @@ impl Work {
         let mut jobs = Vec::new();
         for user_id in users.iter().take(10) {
             let wanted = Wanted::Draw(2);
-            jobs.push(accept::accept(&mut tx, caller, book.id, *user_id, wanted, of(caller)).await?);
+            let assignment = Assignment::new(caller, book.id, *user_id, wanted, of(caller));
+            jobs.push(accept::accept(&mut tx, assignment).await?);
         }
         db::commit(tx).await?;
         self.wait_for(caller, &jobs).await?;
@@ -171,10 +176,19 @@ impl Work {
             let Some((coupon, shown)) = held.rows.first() else {
                 continue;
             };
-            let lock = lock::lock(&mut tx, coupon, behalf, None, of(&holder)).await?;
+            let lock = lock::lock(&mut tx, coupon, behalf, None, false, of(&holder)).await?;
             if place == 0 {
                 let token = Some(lock.lock_token.as_str());
-                redeem::redeem(&mut tx, coupon, behalf, token, &shown.metadata, of(&holder)).await?;
+                redeem::redeem(
+                    &mut tx,
+                    coupon,
+                    behalf,
+                    token,
+                    &shown.metadata,
+                    false,
+                    of(&holder),
+                )
+                .await?;
             }
         }
         Ok(db::commit(tx).await?)

@@ -1,8 +1,8 @@
 //! The way to the database: pools with bounded sessions, and the one way to begin a transaction.
 //!
 //! Invariant: no connection goes back to a pool inside a transaction that sqlx does not know of. [`Db::begin`]
-//! awaits its BEGIN in a task of its own, so a caller that is dropped half-way cannot leave one behind, and each
-//! connection that returns is cleaned with `BEGIN; ROLLBACK` all the same. clippy.toml bans every other `begin`.
+//! awaits its BEGIN in a task of its own, so a caller that is dropped half-way cannot leave one behind; clippy.toml bans
+//! every other `begin`.
 
 use std::{str::FromStr, time::Duration};
 
@@ -90,12 +90,6 @@ impl Db {
             .test_before_acquire(false)
             .before_acquire(|connection, meta| {
                 Box::pin(async move { Ok(meta.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok()) })
-            })
-            .after_release(|connection, _| {
-                Box::pin(async move {
-                    // Not a plain ROLLBACK: outside a transaction that warns in the server's log, each time.
-                    Ok(sqlx::raw_sql("BEGIN; ROLLBACK").execute(connection).await.is_ok())
-                })
             })
             .connect_lazy_with(options);
         Ok(Self { pool })

@@ -324,6 +324,15 @@ impl StoreError {
         matches!(self, Self::Retryable(_))
     }
 
+    /// The same once more, for another who was struck by it: errors of sqlx cannot be cloned.
+    pub(crate) fn repeated(&self) -> Self {
+        let text = sqlx::Error::Protocol(self.to_string());
+        match self {
+            Self::Retryable(_) => Self::Retryable(text),
+            Self::Fault(_) => Self::Fault(text),
+        }
+    }
+
     /// The constraint that a fault broke, by name.
     pub fn constraint(&self) -> Option<&str> {
         match self {

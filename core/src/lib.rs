@@ -10,6 +10,7 @@ pub mod config;
 pub mod coupon;
 pub mod db;
 pub mod error;
+pub mod group;
 pub mod id;
 pub mod idempotency;
 pub mod import;

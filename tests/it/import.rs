@@ -21,7 +21,7 @@ use coupon_core::{
     },
     job::{
         Job, Queue, State,
-        claim::{self, Lane, Outcome},
+        claim::{self, Lane, Outcome, Place},
         ledger,
     },
 };
@@ -118,7 +118,7 @@ impl Scene {
     /// One step of whatever is due, as the worker takes it; `crash` rolls it back. Gives whether something was due.
     async fn step(&self, crash: bool) -> Result<bool> {
         let mut tx = self.db.begin().await?;
-        let claimed = claim::claim(&mut tx, Queue::Bulk, Lane::Fresh, 1).await?;
+        let claimed = claim::claim(&mut tx, Queue::Bulk, Lane::Fresh, 1, &mut Place::default()).await?;
         let Some(job) = claimed.first() else {
             return Ok(false);
         };

@@ -11,7 +11,7 @@ use coupon_core::{
     db,
     job::{
         Queue,
-        claim::{self, Lane, MAX_ATTEMPTS},
+        claim::{self, Lane, MAX_ATTEMPTS, Place},
         enqueue,
         payload::{AssignCoupons, Payload, Wanted},
         signals::{Signal, Signals},
@@ -365,7 +365,9 @@ async fn a_job_that_one_worker_runs_is_hidden_from_the_other() {
     // While it waits there, the row is nobody else's.
     let mut tx = bench.service.db.begin().await.unwrap();
     for lane in [Lane::Fresh, Lane::Charged] {
-        let rows = claim::claim(&mut tx, Queue::Assign, lane, 10).await.unwrap();
+        let rows = claim::claim(&mut tx, Queue::Assign, lane, 10, &mut Place::default())
+            .await
+            .unwrap();
         assert!(rows.is_empty(), "{rows:?}");
     }
     drop(tx);

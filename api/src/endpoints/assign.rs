@@ -3,7 +3,7 @@
 use coupon_core::{
     caller::{Caller, Scope},
     coupon::{
-        accept,
+        accept::{self, Assignment},
         batch::{self, Item},
         locate,
     },
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     Lookup, Tag,
-    jobs::{self, JobReply},
+    jobs::{self, JobReply, Waiting},
     origin, path_code,
 };
 use crate::{
@@ -98,22 +98,22 @@ impl Assign {
     ) -> Result<JobReply, Problem> {
         let user_id = accept::beneficiary(&auth, body.user_id)?;
         self.app.depth().admit()?;
+        let wanted = Wanted::Draw(body.count);
+        let assignment = Assignment::new(&auth, body.book_id, user_id, wanted, origin(&auth, &id));
+        if !key.is_given() {
+            // The place among the waiters comes before the job, so that its end cannot fall in between.
+            let waiting = Waiting::enter(&self.app, assignment.job_id, prefer.0.as_deref());
+            let job_id = assignment.job_id;
+            self.app.intake().accept(assignment).await?;
+            return waiting.reply(&self.app, &auth, job_id).await;
+        }
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => {
                 return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
             }
         };
-        let wanted = Wanted::Draw(body.count);
-        let accepted = accept::accept(
-            once.tx(),
-            &auth,
-            body.book_id,
-            user_id,
-            wanted,
-            origin(&auth, &id),
-        )
-        .await;
+        let accepted = accept::accept(once.tx(), assignment).await;
         let job_id = once.finish_job(accepted).await?;
         jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
     }
@@ -208,13 +208,6 @@ async fn accept_code(
     let as_user = !caller.may(Scope::Assign);
     let coupon = locate::locate_for_assignment(once.tx(), as_user, &code, book_id).await?;
     let wanted = Wanted::Code(coupon.code_key);
-    accept::accept(
-        once.tx(),
-        caller,
-        coupon.book_id,
-        user_id,
-        wanted,
-        origin(caller, id),
-    )
-    .await
+    let assignment = Assignment::new(caller, coupon.book_id, user_id, wanted, origin(caller, id));
+    accept::accept(once.tx(), assignment).await
 }

@@ -45,7 +45,9 @@ impl Audit {
         };
         if let Some(text) = &code.0 {
             let found = match code::Code::parse(text) {
-                Ok(code) => locate::locate(&mut connection, Behalf::Anybody, &code, book_id.0).await,
+                Ok(code) => locate::locate(&mut connection, Behalf::Anybody, &code, book_id.0)
+                    .await
+                    .map(|located| located.coupon),
                 Err(_) => Err(coupon_core::Refusal::not_found().into()),
             };
             match found.map_err(Problem::from) {

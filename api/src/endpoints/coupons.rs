@@ -195,7 +195,9 @@ impl Coupons {
         let found = async {
             let code = path_code(code)?;
             let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
-            Ok(locate::locate(&mut connection, behalf, &code, book_id).await?)
+            Ok(locate::locate(&mut connection, behalf, &code, book_id)
+                .await?
+                .coupon)
         };
         lookup.end(found.await).await
     }

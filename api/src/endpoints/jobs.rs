@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use coupon_core::{
     caller::{Caller, Scope},
-    job::{self, Job, ledger, signals::Signal},
+    job::{self, Job, ledger, signals::Signal, wait::Waiter},
 };
 use futures_util::{
     StreamExt,
@@ -201,6 +201,19 @@ pub struct JobReply {
 }
 
 impl JobReply {
+    fn new(job: Job, waited: bool, replayed: bool) -> Self {
+        let status = if waited && job.state.is_final() {
+            StatusCode::OK
+        } else {
+            StatusCode::ACCEPTED
+        };
+        Self {
+            job: job.into(),
+            status,
+            replayed,
+        }
+    }
+
     /// Whether it is the answer to a repeated request.
     pub fn is_replayed(&self) -> bool {
         self.replayed
@@ -265,6 +278,39 @@ fn patience(prefer: Option<&str>) -> Duration {
     Duration::from_secs(seconds).min(MAX_WAIT)
 }
 
+/// A place among those who wait for a job, taken before the job exists.
+pub struct Waiting {
+    patience: Duration,
+    waiter: Option<Waiter>,
+}
+
+impl Waiting {
+    /// Takes a place, if the client prefers to wait.
+    pub fn enter(app: &App, job_id: Uuid, prefer: Option<&str>) -> Self {
+        let patience = patience(prefer);
+        Self {
+            patience,
+            waiter: (!patience.is_zero()).then(|| app.waiters().enter(job_id)),
+        }
+    }
+
+    /// Waits for the end as long as the client prefers, with no connection held meanwhile, then answers.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn reply(self, app: &App, caller: &Caller, job_id: Uuid) -> Result<JobReply, Problem> {
+        let ended = match self.waiter {
+            Some(waiter) => waiter.ended(self.patience).await,
+            None => None,
+        };
+        let job = match ended {
+            Some(job) => job,
+            None => read(app, caller, job_id).await?,
+        };
+        Ok(JobReply::new(job, !self.patience.is_zero(), false))
+    }
+}
+
 /// The answer about a job: waits for its end as long as the client prefers, with no connection held meanwhile.
 ///
 /// # Errors
@@ -276,37 +322,21 @@ pub async fn reply(
     prefer: Option<&str>,
     replayed: bool,
 ) -> Result<JobReply, Problem> {
-    let patience = patience(prefer);
     // The place among the waiters comes before the read, so that the end cannot fall in between.
-    let waiter = (!patience.is_zero()).then(|| app.waiters().enter(job_id));
-    let mut job = read(app, caller, job_id).await?;
-    if let Some(waiter) = waiter
-        && !job.state.is_final()
-    {
-        waiter.ended(patience).await;
-        job = read(app, caller, job_id).await?;
+    let waiting = Waiting::enter(app, job_id, prefer);
+    let job = read(app, caller, job_id).await?;
+    let waited = !waiting.patience.is_zero();
+    if !waited || job.state.is_final() {
+        return Ok(JobReply::new(job, waited, replayed));
     }
-    let ended = job.state.is_final() && !patience.is_zero();
-    let status = if ended {
-        StatusCode::OK
-    } else {
-        StatusCode::ACCEPTED
-    };
-    Ok(JobReply {
-        job: job.into(),
-        status,
-        replayed,
-    })
+    let reply = waiting.reply(app, caller, job_id).await?;
+    Ok(JobReply { replayed, ..reply })
 }
 
 async fn read(app: &App, caller: &Caller, job_id: Uuid) -> Result<Job, Problem> {
-    let mut connection = app
-        .db()
-        .pool()
-        .acquire()
-        .await
-        .map_err(coupon_core::Error::from)?;
-    Ok(ledger::find(&mut connection, caller, job_id).await?)
+    let job = app.jobs().ask(job_id).await.map_err(coupon_core::Error::from)?;
+    let job = job.filter(|job| job.is_visible_to(caller));
+    Ok(job.ok_or_else(coupon_core::Refusal::not_found)?)
 }
 
 /// One thing that a job could not do.
@@ -401,7 +431,12 @@ impl Jobs {
             State::Succeeded | State::PartiallySucceeded | State::Failed | State::Cancelled
         );
         let body = reply.job.to_json_string();
-        let tag = Sha256::digest(stable(&reply.job).as_bytes());
+        // Of a job that has ended nothing is estimated any more.
+        let tag = if ended {
+            Sha256::digest(&body)
+        } else {
+            Sha256::digest(stable(&reply.job))
+        };
         let tag: String = tag.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
         let tag = format!("\"{tag}\"");
         let known = etag::is_known(if_none_match.0.as_deref(), &tag);

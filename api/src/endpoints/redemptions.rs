@@ -47,7 +47,9 @@ pub struct Redemptions {
 
 async fn find(once: &mut Once, code: &str, book_id: Option<Uuid>) -> Result<CouponId, Error> {
     let code = path_code(code)?;
-    locate::locate(once.tx(), Behalf::Anybody, &code, book_id).await
+    Ok(locate::locate(once.tx(), Behalf::Anybody, &code, book_id)
+        .await?
+        .coupon)
 }
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Coupons")]
@@ -139,7 +141,9 @@ impl Redemptions {
         };
         if let Some(text) = &code.0 {
             let found = match code::Code::parse(text) {
-                Ok(code) => locate::locate(&mut connection, Behalf::Anybody, &code, book_id.0).await,
+                Ok(code) => locate::locate(&mut connection, Behalf::Anybody, &code, book_id.0)
+                    .await
+                    .map(|located| located.coupon),
                 Err(_) => Err(coupon_core::Refusal::not_found().into()),
             };
             match found.map_err(Problem::from) {

@@ -4,7 +4,8 @@ use coupon_core::{
     Error, Refusal,
     caller::{Caller, Scope},
     coupon::{
-        Behalf, CouponId, locate,
+        Behalf,
+        locate::{self, Located},
         lock::{self, Lock},
         redeem::{self, Redemption},
     },
@@ -160,9 +161,19 @@ pub struct Till {
     pub app: App,
 }
 
-async fn find(once: &mut Once, behalf: Behalf, code: &str, book_id: Option<Uuid>) -> Result<CouponId, Error> {
+async fn find(once: &mut Once, behalf: Behalf, code: &str, book_id: Option<Uuid>) -> Result<Located, Error> {
     let code = path_code(code)?;
     locate::locate(once.tx(), behalf, &code, book_id).await
+}
+
+impl Till {
+    /// Whether the holder's account is disabled, by a look that all tills share.
+    async fn is_disabled(&self, located: &Located) -> Result<bool, Error> {
+        match located.holder {
+            Some(holder) => Ok(self.app.disabled().ask(holder).await?),
+            None => Ok(false),
+        }
+    }
 }
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Coupons")]
@@ -179,14 +190,16 @@ impl Till {
     ) -> Result<Reply<LockView>, Problem> {
         let behalf = behalf(&auth, body.user_id)?;
         let lookup = Lookup::begin(&self.app, &auth).await?;
-        let mut once = match Once::begin(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return once::again(answer),
-        };
+        let mut once =
+            match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
+                Begun::Fresh(once) => once,
+                Begun::Before(answer) => return once::again(answer),
+            };
         let locked = async {
-            let coupon = find(&mut once, behalf, &code.0, body.book_id).await?;
-            let token = body.lock_token.as_deref();
-            lock::lock(once.tx(), &coupon, behalf, token, origin(&auth, &id)).await
+            let located = find(&mut once, behalf, &code.0, body.book_id).await?;
+            let disabled = self.is_disabled(&located).await?;
+            let (coupon, token) = (&located.coupon, body.lock_token.as_deref());
+            lock::lock(once.tx(), coupon, behalf, token, disabled, origin(&auth, &id)).await
         };
         let locked = locked.await.map(LockView::from);
         lookup.end(once.finish(locked, |_| None).await).await
@@ -204,12 +217,13 @@ impl Till {
     ) -> Result<Reply<CouponView>, Problem> {
         let behalf = behalf(&auth, None)?;
         let lookup = Lookup::begin(&self.app, &auth).await?;
-        let mut once = match Once::begin(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return once::again(answer),
-        };
+        let mut once =
+            match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
+                Begun::Fresh(once) => once,
+                Begun::Before(answer) => return once::again(answer),
+            };
         let unlocked = async {
-            let coupon = find(&mut once, behalf, &code.0, body.book_id).await?;
+            let coupon = find(&mut once, behalf, &code.0, body.book_id).await?.coupon;
             let token = body.lock_token.as_deref();
             lock::unlock(
                 once.tx(),
@@ -245,14 +259,25 @@ impl Till {
         } = body.value;
         let fields = check_metadata(metadata)?;
         let lookup = Lookup::begin(&self.app, &auth).await?;
-        let mut once = match Once::begin(&self.app, self.app.till(), &auth, key, Some(&hash)).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return once::again(answer),
-        };
+        let mut once =
+            match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(&hash)).await? {
+                Begun::Fresh(once) => once,
+                Begun::Before(answer) => return once::again(answer),
+            };
         let redeemed = async {
-            let coupon = find(&mut once, behalf, &code.0, book_id).await?;
-            let token = lock_token.as_deref();
-            redeem::redeem(once.tx(), &coupon, behalf, token, &fields, origin(&auth, &id)).await
+            let located = find(&mut once, behalf, &code.0, book_id).await?;
+            let disabled = self.is_disabled(&located).await?;
+            let (coupon, token) = (&located.coupon, lock_token.as_deref());
+            redeem::redeem(
+                once.tx(),
+                coupon,
+                behalf,
+                token,
+                &fields,
+                disabled,
+                origin(&auth, &id),
+            )
+            .await
         };
         let redeemed = redeemed.await.map(RedemptionView::from);
         lookup.end(once.finish(redeemed, |_| None).await).await

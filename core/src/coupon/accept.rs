@@ -5,8 +5,9 @@ use uuid::Uuid;
 
 use super::Origin;
 use crate::{
-    caller::{Caller, Scope},
-    error::{Error, Refusal, Result},
+    caller::{Actor, Caller, Scope},
+    error::{Error, Refusal, Result, StoreError},
+    id,
     job::{
         enqueue::{self, NewJob},
         payload::{AssignCoupons, Payload, Wanted},
@@ -33,50 +34,124 @@ pub fn beneficiary(caller: &Caller, user_id: Option<Uuid>) -> Result<Uuid> {
     }
 }
 
-/// Accepts an assignment as a job; `book_id` and `user_id` must exist for the caller.
+/// An assignment to be accepted as a job.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    /// The job's id, made before, so that its end can be waited for from the start.
+    pub job_id: Uuid,
+    /// Who asked.
+    pub actor: Actor,
+    /// Whether the asker is a plain user, for whom only books of self-service exist.
+    pub as_user: bool,
+    /// The book.
+    pub book_id: Uuid,
+    /// Who gets the coupons.
+    pub user_id: Uuid,
+    /// Which.
+    pub wanted: Wanted,
+    /// The request that asked.
+    pub request_id: Option<String>,
+}
+
+impl Assignment {
+    /// What `caller` asks for.
+    pub fn new(caller: &Caller, book_id: Uuid, user_id: Uuid, wanted: Wanted, origin: Origin<'_>) -> Self {
+        Self {
+            job_id: id::new(),
+            actor: origin.actor,
+            as_user: !caller.may(Scope::Assign),
+            book_id,
+            user_id,
+            wanted,
+            request_id: origin.request_id.map(str::to_owned),
+        }
+    }
+}
+
+/// Whether the book ($1) and the user ($2) of each assignment exist for its asker ($3).
+pub const KNOWN: &str = "SELECT EXISTS (
+             SELECT FROM books WHERE id = a.book_id AND (NOT a.as_user OR (self_service AND status <> 'draft')))
+         AND EXISTS (SELECT FROM users WHERE id = a.user_id)
+     FROM unnest($1::uuid[], $2::uuid[], $3::bool[]) WITH ORDINALITY AS a (book_id, user_id, as_user, place)
+     ORDER BY a.place";
+
+/// Accepts assignments as jobs, in a few statements for all; says of each whether its book and user exist for the
+/// asker. Those of which they do not are left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn accept_all(
+    connection: &mut PgConnection,
+    assignments: &[Assignment],
+) -> Result<Vec<bool>, StoreError> {
+    let known: Vec<bool> = sqlx::query_scalar(KNOWN)
+        .bind(
+            assignments
+                .iter()
+                .map(|wanted| wanted.book_id)
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            assignments
+                .iter()
+                .map(|wanted| wanted.user_id)
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            assignments
+                .iter()
+                .map(|wanted| wanted.as_user)
+                .collect::<Vec<_>>(),
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+    let accepted = || {
+        assignments
+            .iter()
+            .zip(&known)
+            .filter(|(_, known)| **known)
+            .map(|(wanted, _)| wanted)
+    };
+    let payloads: Vec<Payload> = accepted()
+        .map(|wanted| {
+            Payload::AssignCoupons(AssignCoupons {
+                book_id: wanted.book_id,
+                user_id: wanted.user_id,
+                wanted: wanted.wanted.clone(),
+                actor: wanted.actor,
+                as_user: wanted.as_user,
+                request_id: wanted.request_id.clone(),
+            })
+        })
+        .collect();
+    let jobs: Vec<NewJob<'_>> = accepted()
+        .zip(&payloads)
+        .map(|(wanted, payload)| NewJob {
+            payload,
+            actor: wanted.actor,
+            book_id: Some(wanted.book_id),
+            total: Some(match wanted.wanted {
+                Wanted::Draw(count) => i64::from(count),
+                Wanted::Code(_) => 1,
+            }),
+            request_id: wanted.request_id.as_deref(),
+        })
+        .collect();
+    let ids: Vec<Uuid> = accepted().map(|wanted| wanted.job_id).collect();
+    if !ids.is_empty() {
+        enqueue::enqueue_as(connection, &ids, &jobs).await?;
+    }
+    Ok(known)
+}
+
+/// Accepts one assignment; gives the job's id.
 ///
 /// # Errors
 /// `not_found`.
-pub async fn accept(
-    connection: &mut PgConnection,
-    caller: &Caller,
-    book_id: Uuid,
-    user_id: Uuid,
-    wanted: Wanted,
-    origin: Origin<'_>,
-) -> Result<Uuid> {
-    let as_user = !caller.may(Scope::Assign);
-    let known: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM books WHERE id = $1 AND (NOT $3 OR (self_service AND status <> 'draft')))
-            AND EXISTS (SELECT FROM users WHERE id = $2)",
-    )
-    .bind(book_id)
-    .bind(user_id)
-    .bind(as_user)
-    .fetch_one(&mut *connection)
-    .await?;
-    if !known {
-        return Err(Refusal::not_found().into());
+pub async fn accept(connection: &mut PgConnection, assignment: Assignment) -> Result<Uuid> {
+    let job_id = assignment.job_id;
+    match accept_all(connection, &[assignment]).await?[..] {
+        [true] => Ok(job_id),
+        _ => Err(Refusal::not_found().into()),
     }
-    let total = match &wanted {
-        Wanted::Draw(count) => i64::from(*count),
-        Wanted::Code(_) => 1,
-    };
-    let payload = Payload::AssignCoupons(AssignCoupons {
-        book_id,
-        user_id,
-        wanted,
-        actor: origin.actor,
-        as_user,
-        request_id: origin.request_id.map(str::to_owned),
-    });
-    let job = NewJob {
-        payload: &payload,
-        actor: origin.actor,
-        book_id: Some(book_id),
-        total: Some(total),
-        request_id: origin.request_id,
-    };
-    let ids = enqueue::enqueue(connection, &[job]).await?;
-    Ok(ids[0])
 }

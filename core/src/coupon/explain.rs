@@ -224,7 +224,7 @@ pub async fn situation(
 }
 
 /// Whether an account is disabled. Asked apart from the statements on coupons: accounts are not distributed by book.
-pub(super) async fn is_disabled(connection: &mut PgConnection, user_id: Uuid) -> Result<bool, StoreError> {
+async fn is_disabled(connection: &mut PgConnection, user_id: Uuid) -> Result<bool, StoreError> {
     Ok(
         sqlx::query_scalar("SELECT disabled_at IS NOT NULL FROM users WHERE id = $1")
             .bind(user_id)

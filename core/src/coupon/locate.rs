@@ -8,29 +8,42 @@ use uuid::Uuid;
 use super::{Behalf, CouponId, code::Code as CouponCode};
 use crate::error::{Code, Refusal, Result};
 
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// Which coupon.
+    pub coupon: CouponId,
+    /// Who held it at that moment.
+    pub holder: Option<Uuid>,
+}
+
+/// A row: book, key, holder.
+type Row = (Uuid, String, Option<Uuid>);
+
 /// A code in one book ($1): exact ($2) or folded ($3) as the book says, held by $4 if that is given.
-pub const IN_BOOK: &str = "SELECT c.book_id, c.code_key FROM books b
+pub const IN_BOOK: &str = "SELECT c.book_id, c.code_key, c.assigned_user_id FROM books b
      JOIN coupons c ON c.book_id = b.id AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
      WHERE b.id = $1 AND ($4::uuid IS NULL OR c.assigned_user_id = $4)";
 
 /// A code among what a user ($1) holds.
-pub const OF_HOLDER: &str = "SELECT c.book_id, c.code_key FROM coupons c JOIN books b ON b.id = c.book_id
+pub const OF_HOLDER: &str =
+    "SELECT c.book_id, c.code_key, c.assigned_user_id FROM coupons c JOIN books b ON b.id = c.book_id
      WHERE c.assigned_user_id = $1 AND c.code_key IN ($2, $3)
        AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
      LIMIT 2";
 
 /// A code in any book that is not archived, each probed by its primary key.
-pub const ANYWHERE: &str = "SELECT c.book_id, c.code_key FROM books b
+pub const ANYWHERE: &str = "SELECT c.book_id, c.code_key, c.assigned_user_id FROM books b
      CROSS JOIN LATERAL (
-         SELECT book_id, code_key FROM coupons
+         SELECT book_id, code_key, assigned_user_id FROM coupons
          WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN $1 ELSE $2 END
          LIMIT 1) c
      WHERE b.status <> 'archived' LIMIT 2";
 
 /// A code that may be given away; to a plain user ($4) only out of a book of self-service.
-pub const FOR_ASSIGNMENT: &str = "SELECT c.book_id, c.code_key FROM books b
+pub const FOR_ASSIGNMENT: &str = "SELECT c.book_id, c.code_key, c.assigned_user_id FROM books b
      CROSS JOIN LATERAL (
-         SELECT book_id, code_key FROM coupons
+         SELECT book_id, code_key, assigned_user_id FROM coupons
          WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN $1 ELSE $2 END
          LIMIT 1) c
      WHERE CASE WHEN $3::uuid IS NULL THEN b.status <> 'archived' ELSE b.id = $3 END
@@ -48,9 +61,9 @@ pub async fn locate(
     behalf: Behalf,
     code: &CouponCode,
     book_id: Option<Uuid>,
-) -> Result<CouponId> {
+) -> Result<Located> {
     let (exact, folded) = (code.key(true), code.key(false));
-    let rows: Vec<(Uuid, String)> = match (behalf, book_id) {
+    let rows: Vec<Row> = match (behalf, book_id) {
         (_, Some(book_id)) => {
             sqlx::query_as(IN_BOOK)
                 .bind(book_id)
@@ -89,21 +102,24 @@ pub async fn locate_for_assignment(
     code: &CouponCode,
     book_id: Option<Uuid>,
 ) -> Result<CouponId> {
-    let rows: Vec<(Uuid, String)> = sqlx::query_as(FOR_ASSIGNMENT)
+    let rows: Vec<Row> = sqlx::query_as(FOR_ASSIGNMENT)
         .bind(code.key(true))
         .bind(code.key(false))
         .bind(book_id)
         .bind(as_user)
         .fetch_all(connection)
         .await?;
-    only(rows)
+    Ok(only(rows)?.coupon)
 }
 
-fn only(rows: Vec<(Uuid, String)>) -> Result<CouponId> {
+fn only(rows: Vec<Row>) -> Result<Located> {
     let mut rows = rows.into_iter();
     match (rows.next(), rows.next()) {
         (None, _) => Err(Refusal::not_found().into()),
-        (Some((book_id, code_key)), None) => Ok(CouponId { book_id, code_key }),
+        (Some((book_id, code_key, holder)), None) => Ok(Located {
+            coupon: CouponId { book_id, code_key },
+            holder,
+        }),
         (Some(_), Some(_)) => Err(Refusal::new(
             Code::CodeAmbiguous,
             "More than one book holds this code; say which with book_id.",

@@ -14,7 +14,7 @@ use super::{
     Behalf, Coupon, CouponId, CouponRow, Origin, coupon_columns,
     explain::{self, Action, Token},
 };
-use crate::error::{Code, Refusal, Result};
+use crate::error::Result;
 
 /// A lock as its owner sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +46,6 @@ fn new_token() -> String {
 struct Row {
     code: String,
     book_id: Uuid,
-    assigned_user_id: Uuid,
     locked_until: DateTime<Utc>,
     server_time: DateTime<Utc>,
     renewals_left: i32,
@@ -65,7 +64,8 @@ impl Row {
     }
 }
 
-/// Locks a coupon for its holder; with the token of its live lock, renews that.
+/// Locks a coupon for its holder; with the token of its live lock, renews that. One statement has the effect, so no
+/// transaction around it is needed. `holder_disabled` is asked before: accounts are not distributed by book.
 ///
 /// # Errors
 /// The refusals of [`explain::Situation::refusal`], `not_found`.
@@ -74,11 +74,13 @@ pub async fn lock(
     coupon: &CouponId,
     behalf: Behalf,
     token: Option<&str>,
+    holder_disabled: bool,
     origin: Origin<'_>,
 ) -> Result<Lock> {
     let token_hash = token.map(hash_token);
     for _ in 0..explain::ROUNDS {
         let locked = match (token, &token_hash) {
+            _ if holder_disabled => None,
             (Some(token), Some(hash)) => renew(connection, coupon, behalf, hash, origin)
                 .await?
                 .map(|row| (row, token.to_owned())),
@@ -90,10 +92,6 @@ pub async fn lock(
             }
         };
         if let Some((row, token)) = locked {
-            if explain::is_disabled(connection, row.assigned_user_id).await? {
-                // The caller's transaction ends with this error and takes the lock back.
-                return Err(Refusal::new(Code::UserDisabled, "The holder's account is disabled.").into());
-            }
             return Ok(row.into_lock(token));
         }
         let situation = explain::situation(connection, coupon, behalf, token_hash.as_deref()).await?;
@@ -132,7 +130,7 @@ pub const TAKE: &str = "WITH target AS (
                 jsonb_build_object('state', 'assigned'),
                 jsonb_build_object('state', 'locked', 'locked_until', l.locked_until, 'user_id', l.assigned_user_id)
          FROM locked l)
-     SELECT coalesce(l.code, l.code_key) AS code, l.book_id, l.assigned_user_id, l.locked_until,
+     SELECT coalesce(l.code, l.code_key) AS code, l.book_id, l.locked_until,
             clock_timestamp() AS server_time, l.lock_renewals_left AS renewals_left
      FROM locked l";
 
@@ -177,7 +175,7 @@ pub const RENEW: &str = "WITH target AS (
          SELECT $1, uuid_v7(), $5, $6, 'lock_renewed', r.code_key, $7,
                 jsonb_build_object('locked_until', t.locked_until), jsonb_build_object('locked_until', r.locked_until)
          FROM renewed r, target t)
-     SELECT coalesce(r.code, r.code_key) AS code, r.book_id, r.assigned_user_id, r.locked_until,
+     SELECT coalesce(r.code, r.code_key) AS code, r.book_id, r.locked_until,
             clock_timestamp() AS server_time, r.lock_renewals_left AS renewals_left
      FROM renewed r";
 

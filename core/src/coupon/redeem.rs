@@ -14,10 +14,7 @@ use super::{
     explain::{self, Action},
     lock::hash_token,
 };
-use crate::{
-    error::{Code, Refusal, Result},
-    id,
-};
+use crate::{error::Result, id};
 
 /// One line of the history of uses.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -54,7 +51,8 @@ macro_rules! redemption_columns {
 }
 pub(super) use redemption_columns;
 
-/// Spends one use. Repeated with the token of a redemption that happened, it gives that redemption again.
+/// Spends one use; one statement has the effect, so no transaction around it is needed. `holder_disabled` is asked
+/// before: accounts are not distributed by book. Repeated with the token of a redemption that happened, it gives that redemption again.
 ///
 /// # Errors
 /// The refusals of [`explain::Situation::refusal`], `not_found`.
@@ -64,24 +62,22 @@ pub async fn redeem(
     behalf: Behalf,
     token: Option<&str>,
     metadata: &serde_json::Value,
+    holder_disabled: bool,
     origin: Origin<'_>,
 ) -> Result<Redemption> {
     let token_hash = token.map(hash_token);
     for _ in 0..explain::ROUNDS {
-        if let Some(redemption) = spend(
-            connection,
-            coupon,
-            behalf,
-            token_hash.as_deref(),
-            metadata,
-            origin,
-        )
-        .await?
+        if !holder_disabled
+            && let Some(redemption) = spend(
+                connection,
+                coupon,
+                behalf,
+                token_hash.as_deref(),
+                metadata,
+                origin,
+            )
+            .await?
         {
-            if explain::is_disabled(connection, redemption.user_id).await? {
-                // The caller's transaction ends with this error and takes the use back.
-                return Err(Refusal::new(Code::UserDisabled, "The holder's account is disabled.").into());
-            }
             return Ok(redemption);
         }
         if let Some(hash) = &token_hash

@@ -7,7 +7,10 @@
 //! the note. A row that is claimed and already noted was in a batch that crashed: it is charged an attempt and from
 //! then on taken alone, so that it cannot take healthy rows down with it, until [`MAX_ATTEMPTS`] are used up.
 
-use std::{collections::BTreeMap, collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -48,15 +51,54 @@ struct QueueRow {
     attempts: i32,
 }
 
-/// Due rows that were never charged, oldest first.
+/// Due rows that were never charged, oldest first, from a place ($3) in the queue upwards.
 pub const CLAIM_FRESH: &str = "SELECT id, job, attempts FROM apalis.jobs
-     WHERE job_type = $1 AND run_at <= now() AND attempts = 0
+     WHERE job_type = $1 AND run_at <= now() AND attempts = 0 AND (run_at, id) >= (to_timestamp(0), $3)
      ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED";
 
 /// Due rows that were charged before.
 pub const CLAIM_CHARGED: &str = "SELECT id, job, attempts FROM apalis.jobs
-     WHERE job_type = $1 AND run_at <= now() AND attempts > 0
+     WHERE job_type = $1 AND run_at <= now() AND attempts > 0 AND id >= $3
      ORDER BY run_at, id LIMIT $2 FOR UPDATE SKIP LOCKED";
+
+/// Where a claim of fresh rows begins.
+///
+/// What was done is deleted, but its entries stay at the head of the index until a vacuum, and longer while an old
+/// snapshot is open: a claim from the very beginning reads them all, again and again. Jobs are taken in the order of
+/// their ids, and ids follow time, so a claim begins a little below the last one taken. Every [`LOOK_BACK`] one begins
+/// at the beginning, for rows that came back or whose id was made by a clock that is behind.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    from: String,
+    looked_back: Option<Instant>,
+}
+
+/// How often a claim begins at the beginning: how long a row can be overlooked.
+const LOOK_BACK: Duration = Duration::from_secs(1);
+
+/// How far below the last id taken a claim begins: far more than lies between the making of an id and its commit.
+const MARGIN: Duration = Duration::from_secs(2);
+
+impl Place {
+    /// Where this claim begins.
+    fn begin(&mut self) -> &str {
+        if self.looked_back.is_none_or(|at| at.elapsed() > LOOK_BACK) {
+            self.looked_back = Some(Instant::now());
+            return "";
+        }
+        &self.from
+    }
+
+    /// Remembers what was taken.
+    fn took(&mut self, claimed: &[Claimed]) {
+        if let Some(last) = claimed.iter().map(|row| row.id).max() {
+            let from = id::to_ulid_text(id::earlier(last, MARGIN));
+            if from > self.from {
+                self.from = from;
+            }
+        }
+    }
+}
 
 /// Locks up to `limit` due rows of a queue, oldest first, skipping those that another worker has.
 ///
@@ -67,14 +109,16 @@ pub async fn claim(
     queue: Queue,
     lane: Lane,
     limit: i64,
+    place: &mut Place,
 ) -> Result<Vec<Claimed>, StoreError> {
-    let (sql, limit) = match lane {
-        Lane::Fresh => (CLAIM_FRESH, limit),
-        Lane::Charged => (CLAIM_CHARGED, 1),
+    let (sql, limit, from) = match lane {
+        Lane::Fresh => (CLAIM_FRESH, limit, place.begin()),
+        Lane::Charged => (CLAIM_CHARGED, 1, ""),
     };
     let rows: Vec<QueueRow> = sqlx::query_as(sql)
         .bind(queue.name())
         .bind(limit)
+        .bind(from)
         .fetch_all(&mut *connection)
         .await?;
     let mut claimed = Vec::with_capacity(rows.len());
@@ -97,6 +141,9 @@ pub async fn claim(
                     .await?;
             }
         }
+    }
+    if lane == Lane::Fresh {
+        place.took(&claimed);
     }
     Ok(claimed)
 }

@@ -42,6 +42,22 @@ pub struct NewJob<'a> {
 /// When a payload has no kind or the actor is the service itself: those are enqueued by [`upkeep`].
 pub async fn enqueue(connection: &mut PgConnection, jobs: &[NewJob<'_>]) -> Result<Vec<Uuid>> {
     let ids: Vec<Uuid> = jobs.iter().map(|_| id::new()).collect();
+    enqueue_as(connection, &ids, jobs).await?;
+    Ok(ids)
+}
+
+/// The same under ids that were made before, so that somebody can wait for a job before it exists.
+///
+/// # Errors
+/// When the database fails.
+///
+/// # Panics
+/// As [`enqueue`].
+pub async fn enqueue_as(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+    jobs: &[NewJob<'_>],
+) -> Result<(), StoreError> {
     let mut rows = Ledger::default();
     for job in jobs {
         let kind = job.payload.kind().expect("a job that clients poll has a kind");
@@ -59,7 +75,7 @@ pub async fn enqueue(connection: &mut PgConnection, jobs: &[NewJob<'_>]) -> Resu
         "INSERT INTO jobs (id, created_by, created_by_kind, book_id, kind, progress_unit, progress_total, request_id, payload)
          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::jsonb[])",
     )
-    .bind(&ids)
+    .bind(ids)
     .bind(rows.created_by)
     .bind(rows.created_by_kind)
     .bind(rows.book_id)
@@ -74,8 +90,7 @@ pub async fn enqueue(connection: &mut PgConnection, jobs: &[NewJob<'_>]) -> Resu
         connection,
         ids.iter().copied().zip(jobs.iter().map(|job| job.payload)),
     )
-    .await?;
-    Ok(ids)
+    .await
 }
 
 /// Puts the service's own upkeep into its queue; nobody polls it.
@@ -83,7 +98,7 @@ pub async fn enqueue(connection: &mut PgConnection, jobs: &[NewJob<'_>]) -> Resu
 /// # Errors
 /// When the database fails.
 pub async fn upkeep(connection: &mut PgConnection, payload: &Payload) -> Result<()> {
-    push(connection, [(id::new(), payload)].into_iter()).await
+    Ok(push(connection, [(id::new(), payload)].into_iter()).await?)
 }
 
 /// Puts existing jobs back into the queue.
@@ -94,13 +109,13 @@ pub async fn requeue<'a>(
     connection: &mut PgConnection,
     jobs: impl Iterator<Item = (Uuid, &'a Payload)>,
 ) -> Result<()> {
-    push(connection, jobs).await
+    Ok(push(connection, jobs).await?)
 }
 
 async fn push<'a>(
     connection: &mut PgConnection,
     rows: impl Iterator<Item = (Uuid, &'a Payload)>,
-) -> Result<()> {
+) -> Result<(), StoreError> {
     let mut by_queue: Vec<(&'static str, Vec<_>)> = Vec::new();
     for (job_id, payload) in rows {
         let task = TaskBuilder::new(serde_json::to_vec(payload).expect("payloads are plain data"))

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a job that has ended never changes again, except by an explicit retry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{Job, Progress, State, enqueue, payload::Payload};
 use crate::{
     caller::{Caller, Scope},
+    db::Db,
     error::{Code, Refusal, Result, StoreError},
     id,
     page::Page,
@@ -91,6 +92,35 @@ impl From<Row> for Job {
 
 /// A job ($1) of anybody ($2) or of one caller ($3).
 pub const FIND: &str = select_jobs!("WHERE id = $1 AND ($2 OR created_by = $3)");
+
+/// Jobs by their ids.
+pub const FIND_ALL: &str = select_jobs!("WHERE id = ANY($1::uuid[])");
+
+/// Those of these jobs that have ended.
+const FIND_ENDED: &str = select_jobs!("WHERE id = ANY($1::uuid[]) AND finished_at IS NOT NULL");
+
+/// Jobs by their ids, whoever asked for them, in one statement; `None` where there is none.
+///
+/// # Errors
+/// When the database fails.
+pub async fn find_all(db: Db, ids: Vec<Uuid>) -> Result<Vec<Option<Job>>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(FIND_ALL).bind(&ids).fetch_all(db.pool()).await?;
+    let found: HashMap<Uuid, Job> = rows.into_iter().map(|row| (row.id, row.into())).collect();
+    Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+}
+
+/// Those of these jobs that have ended.
+pub(super) async fn find_ended(db: &Db, ids: &[Uuid]) -> Result<Vec<Job>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(FIND_ENDED).bind(ids).fetch_all(db.pool()).await?;
+    Ok(rows.into_iter().map(Job::from).collect())
+}
+
+impl Job {
+    /// Whether it exists for `caller`: its own, or any for administrators and readers.
+    pub fn is_visible_to(&self, caller: &Caller) -> bool {
+        self.created_by == caller.id || caller.may(Scope::Read)
+    }
+}
 
 /// A job as `caller` may see it: its own, or any for administrators and readers.
 ///

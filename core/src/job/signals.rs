@@ -23,7 +23,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::error::StoreError;
+use crate::{error::StoreError, id};
 
 /// What a signal says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,8 @@ struct Shared {
     done: watch::Sender<u64>,
     rung: [AtomicBool; 2],
     wake: Notify,
+    /// Sent with each NOTIFY, so that this process need not hear what it rang itself.
+    name: String,
     tasks: std::sync::Mutex<JoinSet<()>>,
 }
 
@@ -86,6 +88,7 @@ impl Signals {
                 done: watch::Sender::new(0),
                 rung: [AtomicBool::new(false), AtomicBool::new(false)],
                 wake: Notify::new(),
+                name: id::new().to_string(),
                 tasks: std::sync::Mutex::new(JoinSet::new()),
             }),
         };
@@ -145,12 +148,14 @@ async fn ring(shared: std::sync::Weak<Shared>, pool: PgPool) {
             .filter(|signal| strong.rung[*signal as usize].swap(false, Ordering::AcqRel))
             .map(Signal::channel)
             .collect();
+        let name = strong.name.clone();
         drop(strong);
         if channels.is_empty() {
             continue;
         }
-        let sent = sqlx::query("SELECT pg_notify(c, '') FROM unnest($1::text[]) AS c")
+        let sent = sqlx::query("SELECT pg_notify(c, $2) FROM unnest($1::text[]) AS c")
             .bind(channels)
+            .bind(name)
             .execute(&pool)
             .await;
         if let Err(error) = sent {
@@ -185,7 +190,7 @@ async fn listen_once(shared: &std::sync::Weak<Shared>, pool: &PgPool) -> Result<
                     return Ok(());
                 };
                 for signal in Signal::ALL {
-                    if signal.channel() == notification.channel() {
+                    if signal.channel() == notification.channel() && notification.payload() != shared.name {
                         shared.bump(signal);
                     }
                 }

@@ -11,7 +11,10 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
-use super::signals::{Signal, Signals};
+use super::{
+    Job, ledger,
+    signals::{Signal, Signals},
+};
 use crate::db::Db;
 
 /// How long a lost signal can go unnoticed.
@@ -25,20 +28,20 @@ pub struct Waiters {
 
 #[derive(Debug, Default)]
 struct Shared {
-    waiting: Mutex<HashMap<Uuid, Vec<oneshot::Sender<()>>>>,
+    waiting: Mutex<HashMap<Uuid, Vec<oneshot::Sender<Job>>>>,
     arrived: Notify,
 }
 
 /// A place in the queue of waiters.
 #[derive(Debug)]
 pub struct Waiter {
-    ended: oneshot::Receiver<()>,
+    ended: oneshot::Receiver<Job>,
 }
 
 impl Waiter {
-    /// Waits for the job's end, at most `patience`; whether it ended is for the caller to read.
-    pub async fn ended(self, patience: Duration) {
-        let _ = tokio::time::timeout(patience, self.ended).await;
+    /// Waits for the job's end, at most `patience`; gives the job as it ended, if it was heard of in time.
+    pub async fn ended(self, patience: Duration) -> Option<Job> {
+        tokio::time::timeout(patience, self.ended).await.ok()?.ok()
     }
 }
 
@@ -80,17 +83,13 @@ async fn look(shared: std::sync::Weak<Shared>, db: Db, mut done: tokio::sync::wa
             continue;
         }
         done.mark_unchanged();
-        let ended = sqlx::query_scalar::<_, Uuid>(
-            "SELECT id FROM jobs WHERE id = ANY($1::uuid[]) AND finished_at IS NOT NULL",
-        )
-        .bind(&ids)
-        .fetch_all(db.pool())
-        .await;
-        match ended {
+        match ledger::find_ended(&db, &ids).await {
             Ok(ended) => {
                 if let Ok(mut waiting) = strong.waiting.lock() {
-                    for tell in ended.iter().filter_map(|id| waiting.remove(id)).flatten() {
-                        let _ = tell.send(());
+                    for job in ended {
+                        for tell in waiting.remove(&job.id).into_iter().flatten() {
+                            let _ = tell.send(job.clone());
+                        }
                     }
                 }
             }

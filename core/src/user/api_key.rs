@@ -3,15 +3,18 @@
 //! Invariant: a key is shown once and only its SHA-256 is stored; it works until it is revoked or its time is over,
 //! whatever becomes of the account that made it.
 
+use std::collections::{BTreeSet, HashMap};
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{FromRow, PgConnection, PgExecutor, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{auth, check_name, token};
+use super::{check_name, token};
 use crate::{
     caller::{Access, Caller, Scope},
-    error::{Error, FieldError, Refusal, Result},
+    db::Db,
+    error::{Error, FieldError, Refusal, Result, StoreError},
     id,
     page::Page,
 };
@@ -191,37 +194,43 @@ pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Who calls with this key. Give it the pool: it notes the use, at most once a minute, in one statement that waits
-/// for nobody.
+/// Whether a text has the form of a key; what has not is asked of nobody.
+pub(super) fn looks_like_one(secret: &str) -> bool {
+    token::looks_random(PREFIX, secret)
+}
+
+/// Who calls with the keys of these hashes; `None` for one that does not work. Notes their use, at most once a minute,
+/// in one statement that waits for nobody.
 ///
 /// # Errors
-/// `unauthenticated`.
-pub async fn authenticate<'e>(conn: impl PgExecutor<'e>, secret: &str) -> Result<Caller> {
-    if !token::looks_random(PREFIX, secret) {
-        return Err(auth::not_valid());
-    }
-    let row = sqlx::query(
+/// When the database fails.
+pub(super) async fn find_callers(db: Db, hashes: Vec<[u8; 32]>) -> Result<Vec<Option<Caller>>, StoreError> {
+    let rows = sqlx::query(
         "WITH found AS (
-             SELECT id, scopes FROM api_keys
-             WHERE key_hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+             SELECT id, scopes, key_hash FROM api_keys
+             WHERE key_hash = ANY($1::bytea[]) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
          ), unnoted AS (
              SELECT id FROM api_keys
-             WHERE id = (SELECT id FROM found)
+             WHERE id IN (SELECT id FROM found)
                AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
              FOR NO KEY UPDATE SKIP LOCKED -- whoever has it notes the same
          ), noted AS (
              UPDATE api_keys SET last_used_at = now() WHERE id IN (SELECT id FROM unnoted)
          )
-         SELECT id, scopes FROM found",
+         SELECT id, scopes, key_hash FROM found",
     )
-    .bind(&token::hash(secret)[..])
-    .fetch_optional(conn)
-    .await?
-    .ok_or_else(auth::not_valid)?;
-    Ok(Caller {
-        id: row.try_get("id")?,
-        access: Access::ApiKey(decode_scopes(&row)?),
-    })
+    .bind(hashes.iter().collect::<BTreeSet<_>>().into_iter().map(|hash| &hash[..]).collect::<Vec<_>>())
+    .fetch_all(db.pool())
+    .await?;
+    let mut known = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let caller = Caller {
+            id: row.try_get("id")?,
+            access: Access::ApiKey(decode_scopes(&row)?),
+        };
+        known.insert(row.try_get::<Vec<u8>, _>("key_hash")?, caller);
+    }
+    Ok(hashes.iter().map(|hash| known.get(&hash[..]).cloned()).collect())
 }
 
 /// How many code look-ups per hour may miss for this caller, if its key says so.

@@ -5,6 +5,7 @@
 //! a revoked key are felt within that time, and at once where `fresh` is asked for (requests that change something).
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,7 +23,8 @@ use super::{
 use crate::{
     caller::{Access, Caller},
     db::Db,
-    error::{Code, Error, Refusal, Result},
+    error::{Code, Error, Refusal, Result, StoreError},
+    group::Group,
 };
 
 /// How long an answer of the database is believed.
@@ -44,9 +46,10 @@ struct Caches {
 /// Tells who calls. Clones share what they remember.
 #[derive(Debug, Clone)]
 pub struct Authenticator {
-    db: Db,
     keys: TokenKeys,
     caches: Arc<Caches>,
+    ask_sessions: Group<(Uuid, Uuid), Option<Standing>>,
+    ask_keys: Group<[u8; 32], Option<Caller>>,
 }
 
 impl Authenticator {
@@ -56,7 +59,13 @@ impl Authenticator {
             sessions: Cache::new(REMEMBERED),
             keys: Cache::new(REMEMBERED),
         });
-        Self { db, keys, caches }
+        let of_sessions = db.clone();
+        Self {
+            keys,
+            caches,
+            ask_sessions: Group::start(move |asked| standings(of_sessions.clone(), asked)),
+            ask_keys: Group::start(move |asked| api_key::find_callers(db.clone(), asked)),
+        }
     }
 
     /// The keys, for issuing and for deriving.
@@ -80,7 +89,7 @@ impl Authenticator {
             Some(known) => known,
             None => {
                 let since = Instant::now();
-                let Some(standing) = self.ask(claims.user_id, claims.session_id).await? else {
+                let Some(standing) = self.ask_sessions.ask(key).await? else {
                     self.caches.sessions.forget(&key);
                     return Err(not_valid());
                 };
@@ -101,39 +110,46 @@ impl Authenticator {
     /// # Errors
     /// `unauthenticated`.
     pub async fn authenticate_key(&self, secret: &str, fresh: bool) -> Result<Caller> {
+        if !api_key::looks_like_one(secret) {
+            return Err(not_valid());
+        }
         let hash = token::hash(secret);
         if !fresh && let Some((_, caller)) = self.caches.keys.get(&hash) {
             return Ok(caller);
         }
         let since = Instant::now();
-        let answer = api_key::authenticate(self.db.pool(), secret).await;
-        match &answer {
-            Ok(caller) => self.caches.keys.put(hash, since, caller.clone()),
-            Err(Error::Refused(_)) => self.caches.keys.forget(&hash),
-            Err(_) => {} // the database's trouble says nothing about the key
-        }
-        answer
+        let Some(caller) = self.ask_keys.ask(hash).await? else {
+            self.caches.keys.forget(&hash);
+            return Err(not_valid());
+        };
+        self.caches.keys.put(hash, since, caller.clone());
+        Ok(caller)
     }
+}
 
-    async fn ask(&self, user_id: Uuid, session_id: Uuid) -> Result<Option<Standing>> {
-        let row = sqlx::query(
-            "SELECT role, now() AS now FROM users
-             WHERE id = $1 AND disabled_at IS NULL
-               AND NOT EXISTS ( -- of an ended session every token is revoked; a partial index has only those
-                   SELECT FROM refresh_tokens WHERE family_id = $2 AND revoked_at IS NOT NULL)",
-        )
-        .bind(user_id)
-        .bind(session_id)
-        .fetch_optional(self.db.pool())
-        .await?;
-        row.map(|row| {
-            Ok(Standing {
-                role: decode_role(&row)?,
-                at: row.try_get("now")?,
-            })
-        })
-        .transpose()
+/// How accounts and sessions stand; `None` for one that may not act.
+async fn standings(db: Db, asked: Vec<(Uuid, Uuid)>) -> Result<Vec<Option<Standing>>, StoreError> {
+    let (users, sessions): (Vec<Uuid>, Vec<Uuid>) = asked.iter().copied().unzip();
+    let rows = sqlx::query(
+        "SELECT a.user_id, a.session_id, u.role, now() AS now
+         FROM unnest($1::uuid[], $2::uuid[]) AS a (user_id, session_id) JOIN users u ON u.id = a.user_id
+         WHERE u.disabled_at IS NULL
+           AND NOT EXISTS ( -- of an ended session every token is revoked; a partial index has only those
+               SELECT FROM refresh_tokens WHERE family_id = a.session_id AND revoked_at IS NOT NULL)",
+    )
+    .bind(users)
+    .bind(sessions)
+    .fetch_all(db.pool())
+    .await?;
+    let mut known = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let standing = Standing {
+            role: decode_role(&row)?,
+            at: row.try_get("now")?,
+        };
+        known.insert((row.try_get("user_id")?, row.try_get("session_id")?), standing);
     }
+    Ok(asked.iter().map(|key| known.get(key).copied()).collect())
 }
 
 fn refuse(bad: BadToken) -> Error {

@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 pub use crate::caller::Role;
 use crate::{
+    db::Db,
     error::{Code, Error, FieldError, Refusal, Result, StoreError},
     id,
     page::Page,
@@ -386,6 +387,19 @@ pub async fn disable_and_anonymise(conn: &mut PgConnection, caller: Uuid, id: Uu
         return Err(Refusal::not_found().into());
     }
     session::revoke_all(conn, id, None).await
+}
+
+/// Whether accounts are disabled; one that there is not, is not.
+///
+/// # Errors
+/// When the database fails.
+pub async fn are_disabled(db: Db, ids: Vec<Uuid>) -> Result<Vec<bool>, StoreError> {
+    let disabled: Vec<Uuid> =
+        sqlx::query_scalar("SELECT id FROM users WHERE id = ANY($1::uuid[]) AND disabled_at IS NOT NULL")
+            .bind(&ids)
+            .fetch_all(db.pool())
+            .await?;
+    Ok(ids.iter().map(|id| disabled.contains(id)).collect())
 }
 
 /// That the account exists and may hold coupons.

@@ -25,7 +25,7 @@ use coupon_core::{
     error::StoreError,
     job::{
         Queue,
-        claim::{self, Claimed, Lane},
+        claim::{self, Claimed, Lane, Place},
         signals::Signal,
     },
 };
@@ -109,7 +109,7 @@ enum Found {
 }
 
 /// A claim under way.
-type Claiming = JoinHandle<Result<Found, StoreError>>;
+type Claiming = JoinHandle<Result<(Found, Place), StoreError>>;
 
 enum Phase {
     Start,
@@ -129,6 +129,7 @@ pub(super) struct BatchBackend {
     /// Claims that failed in a row; apart from `trouble`, so that nothing waits once the database is back.
     failed_claims: u32,
     charged_first: bool,
+    place: Place,
     alone: Arc<Semaphore>,
     phase: Phase,
 }
@@ -144,6 +145,7 @@ impl BatchBackend {
             trouble: Trouble::default(),
             failed_claims: 0,
             charged_first: false,
+            place: Place::default(),
             alone: Arc::new(Semaphore::new(1)),
             phase: Phase::Start,
         }
@@ -160,6 +162,7 @@ impl BatchBackend {
             [Lane::Fresh, Lane::Charged]
         };
         let (db, queue, limit) = (self.db.clone(), self.queue, self.limit);
+        let mut place = self.place.clone();
         let mut alone = Arc::clone(&self.alone).try_acquire_owned().ok();
         // In a task of its own: it runs to its end whenever the worker polls.
         tokio::spawn(async move {
@@ -168,17 +171,18 @@ impl BatchBackend {
                 if lane == Lane::Charged && alone.is_none() {
                     continue;
                 }
-                let rows = claim::claim(&mut tx, queue, lane, limit).await?;
+                let rows = claim::claim(&mut tx, queue, lane, limit, &mut place).await?;
                 if !rows.is_empty() {
                     let alone = if lane == Lane::Charged { alone.take() } else { None };
-                    return Ok(Found::Rows(tx, rows, alone));
+                    return Ok((Found::Rows(tx, rows, alone), place));
                 }
             }
             // A row with an unreadable id may have been dropped.
             coupon_core::db::commit(tx).await?;
-            Ok(Found::Nothing {
+            let nothing = Found::Nothing {
                 beside_trouble: alone.is_none(),
-            })
+            };
+            Ok((nothing, place))
         })
     }
 
@@ -231,7 +235,8 @@ impl Backend for BatchBackend {
                         self.failed_claims = 0;
                     }
                     self.phase = match claimed {
-                        Ok(Ok(Found::Rows(tx, rows, alone))) => {
+                        Ok(Ok((Found::Rows(tx, rows, alone), place))) => {
+                            self.place = place;
                             self.phase = match self.trouble.count() {
                                 0 => Phase::Start,
                                 n => self.wait(backoff(BACKOFF, n), false),
@@ -245,7 +250,10 @@ impl Backend for BatchBackend {
                             };
                             return Poll::Ready(Some(Ok(Task::new(batch))));
                         }
-                        Ok(Ok(Found::Nothing { beside_trouble })) => self.wait_for_work(beside_trouble),
+                        Ok(Ok((Found::Nothing { beside_trouble }, place))) => {
+                            self.place = place;
+                            self.wait_for_work(beside_trouble)
+                        }
                         Ok(Err(error)) => {
                             self.failed_claims = self.failed_claims.saturating_add(1);
                             tracing::warn!(queue = self.queue.name(), %error, "claiming failed; trying again");

@@ -8,6 +8,7 @@ use coupon_core::{
     error::StoreError,
     idempotency::Sealer,
     job::{depth::Depth, signals::Signals, wait::Waiters},
+    metrics::{self, exposition::Exposition},
     user::{auth::Authenticator, budget::SecurityBudgets, password::Passwords, token::TokenKeys},
 };
 
@@ -30,6 +31,8 @@ struct Inner {
     signals: Signals,
     waiters: Waiters,
     depth: Depth,
+    exposition: Exposition,
+    metrics_here: bool,
     budgets: SecurityBudgets,
     registration: bool,
     max_upload_bytes: u64,
@@ -53,6 +56,8 @@ impl App {
             settings.database_connections.saturating_sub(till_size).max(2),
         )?;
         let till = Db::connect(url, Role::Api, till_size)?;
+        metrics::watch_pool("api", &db);
+        metrics::watch_pool("till", &till);
         let waiters = Waiters::start(db.clone(), &signals);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -67,6 +72,8 @@ impl App {
                 registration: settings.registration.is_on(),
                 max_upload_bytes: settings.max_upload_bytes,
                 depth: Depth::new(db.clone(), settings.queue_limit),
+                exposition: Exposition::new(db.clone()),
+                metrics_here: settings.metrics_listen.is_none(),
                 db,
                 till,
                 signals,
@@ -113,6 +120,16 @@ impl App {
     /// How deep the queues are.
     pub fn depth(&self) -> &Depth {
         &self.inner.depth
+    }
+
+    /// What /metrics tells.
+    pub fn exposition(&self) -> &Exposition {
+        &self.inner.exposition
+    }
+
+    /// Whether /metrics is answered here, and not on a listener of its own.
+    pub fn metrics_here(&self) -> bool {
+        self.inner.metrics_here
     }
 
     /// Whether guessing is throttled.

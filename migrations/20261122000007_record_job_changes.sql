@@ -20,10 +20,10 @@ BEGIN
 END $$;
 
 -- They lock out writers until the commit, so what is counted below is all there was.
-CREATE TRIGGER jobs_changed AFTER UPDATE ON jobs REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION record_job_changes();
-CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs REFERENCING OLD TABLE AS old_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION record_job_deletions();
+CREATE TRIGGER jobs_changed AFTER UPDATE ON jobs
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION record_job_changes();
+CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs
+    REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION record_job_deletions();
 
 INSERT INTO job_changes (at, kind, left_state, entered_state, jobs, seconds)
 SELECT coalesce(date_trunc('hour', finished_at, 'UTC'), now()), kind, 'queued', state, count(*),

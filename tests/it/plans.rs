@@ -259,7 +259,7 @@ fn hot() -> Vec<Hot> {
             "uuid, uuid, timestamptz",
             roll_up::FOLD_EVENTS,
             format!("{RANGE}, '2024-03-01T00:00Z'"),
-            &["events_id", "book_hours_pkey"],
+            &["events_id"], // its ON CONFLICT needs book_hours_pkey to be planned at all
         ),
         Hot {
             blocks: 1_000, // each of 168 hours is looked up once more, for the states at its end

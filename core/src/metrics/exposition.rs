@@ -31,7 +31,15 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Debug, Clone)]
 pub struct Exposition {
     db: Db,
-    known: Arc<Mutex<Option<(Instant, Option<Gauges>)>>>,
+    known: Arc<Mutex<Option<Known>>>,
+}
+
+/// The last answer of the database.
+#[derive(Debug)]
+struct Known {
+    asked: Instant,
+    /// `None` when there was no answer.
+    gauges: Option<Gauges>,
 }
 
 impl Exposition {
@@ -74,10 +82,10 @@ impl Exposition {
     /// One asks, the others wait for the answer.
     async fn gauges(&self) -> Option<Gauges> {
         let mut known = self.known.lock().await;
-        if let Some((asked, gauges)) = &*known
-            && asked.elapsed() < KNOWN_FOR
+        if let Some(known) = &*known
+            && known.asked.elapsed() < KNOWN_FOR
         {
-            return gauges.clone();
+            return known.gauges.clone();
         }
         let ask = async {
             let mut connection = self.db.pool().acquire().await?;
@@ -91,7 +99,10 @@ impl Exposition {
             }
             Err(_) => None,
         };
-        *known = Some((Instant::now(), gauges.clone()));
+        *known = Some(Known {
+            asked: Instant::now(),
+            gauges: gauges.clone(),
+        });
         gauges
     }
 }

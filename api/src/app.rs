@@ -9,6 +9,7 @@ use coupon_core::{
     group::Group,
     idempotency::Sealer,
     job::{Job, depth::Depth, ledger, signals::Signals, wait::Waiters},
+    metrics::{self, exposition::Exposition},
     user::{self, auth::Authenticator, budget::SecurityBudgets, password::Passwords, token::TokenKeys},
 };
 
@@ -43,6 +44,8 @@ struct Inner {
     intake: Intake,
     disabled: Group<Uuid, bool>,
     depth: Depth,
+    exposition: Exposition,
+    metrics_here: bool,
     budgets: SecurityBudgets,
     registration: bool,
     max_upload_bytes: u64,
@@ -70,6 +73,9 @@ impl App {
         )?;
         let till = Db::connect(url, Role::Api, till_size)?;
         let looks = Db::connect(url, Role::Api, SHARED_LOOKS)?;
+        metrics::watch_pool("api", &db);
+        metrics::watch_pool("till", &till);
+        metrics::watch_pool("looks", &looks);
         let waiters = Waiters::start(looks.clone(), &signals);
         let (of_jobs, of_users) = (looks.clone(), looks.clone());
         Ok(Self {
@@ -88,6 +94,8 @@ impl App {
                 jobs: Group::start(move |ids| ledger::find_all(of_jobs.clone(), ids)),
                 intake: Intake::start(db.clone(), signals.clone()),
                 disabled: Group::start(move |users| user::are_disabled(of_users.clone(), users)),
+                exposition: Exposition::new(db.clone()),
+                metrics_here: settings.metrics_listen.is_none(),
                 db,
                 till,
                 looks,
@@ -150,6 +158,16 @@ impl App {
     /// How deep the queues are.
     pub fn depth(&self) -> &Depth {
         &self.inner.depth
+    }
+
+    /// What /metrics tells.
+    pub fn exposition(&self) -> &Exposition {
+        &self.inner.exposition
+    }
+
+    /// Whether /metrics is answered here, and not on a listener of its own.
+    pub fn metrics_here(&self) -> bool {
+        self.inner.metrics_here
     }
 
     /// Whether guessing is throttled.

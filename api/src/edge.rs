@@ -8,7 +8,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use coupon_core::Code;
+use coupon_core::{Code, metrics};
 use poem::{
     Endpoint, Error, IntoResponse, Request, Response, Result,
     error::{MethodNotAllowedError, ParsePathError as UnreadablePath, SizedLimitError},
@@ -113,8 +113,10 @@ impl<E: Endpoint + 'static> Endpoint for Edge<E> {
             }
             finish(&mut response, &id);
             let span = tracing::Span::current();
-            span.record("status", response.status().as_u16());
-            span.record("latency_ms", started.elapsed().as_secs_f64() * 1e3);
+            let (status, took) = (response.status().as_u16(), started.elapsed());
+            span.record("status", status);
+            span.record("latency_ms", took.as_secs_f64() * 1e3);
+            metrics::request(method.as_str(), route, status, took);
             tracing::info!("answered");
             response
         };

@@ -13,6 +13,7 @@ pub mod etag;
 mod intake;
 pub mod lists;
 mod loan;
+pub mod metrics;
 pub mod nullable;
 pub mod once;
 pub mod openapi;
@@ -49,7 +50,7 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
         api_keys, assign, audit, auth, books, codes, coupons, health, jobs, jobs_admin, me, redemptions,
-        setup, till, users,
+        setup, stats, till, users,
     };
     let endpoints = (
         books::Books { app: app.clone() },
@@ -61,6 +62,7 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         jobs::Jobs { app: app.clone() },
         jobs_admin::JobsAdmin { app: app.clone() },
         audit::Audit { app: app.clone() },
+        stats::Statistics { app: app.clone() },
         auth::Sessions { app: app.clone() },
         me::Me { app: app.clone() },
         users::Users { app: app.clone() },

@@ -15,12 +15,14 @@ use std::{
 use anyhow::{Context, bail};
 use coupon_api::{
     App,
+    metrics::MetricsServer,
     server::{Limits, Server},
 };
 use coupon_core::{
     config::{Secret, Settings},
     db::{self, Db, Role},
     job::{Queue, signals::Signals},
+    metrics::exposition::Exposition,
     user::{self, setup::setup_token, token::TokenKeys},
 };
 use coupon_pg::Embedded;
@@ -149,6 +151,7 @@ async fn serve(
     let address = server.local_addr()?;
     let setup = first_admin_hint(url, &keys, address).await;
     let app = App::new(url, settings, keys, signals)?;
+    let metrics = metrics_server(settings, app.exposition().clone()).await?;
     let draining = Arc::new(AtomicBool::new(false));
     let endpoint = coupon_api::application(app.clone(), Arc::clone(&draining));
     print(&format!("couponbook ready on http://{address}"));
@@ -163,12 +166,35 @@ async fn serve(
         draining.store(true, Ordering::Release);
         say("ending: no new requests, waiting for those under way");
     };
-    let cut = server.serve(endpoint, shutdown).await;
+    let serving = server.serve(endpoint, shutdown);
+    let (cut, ()) = tokio::join!(serving, tell_metrics(metrics, stop));
     if cut > 0 {
         tracing::warn!(connections = cut, "connections were cut at the end of the drain");
     }
     app.close().await;
     Ok(())
+}
+
+/// The listener of /metrics, if there is to be one of its own; says where.
+async fn metrics_server(
+    settings: &Settings,
+    exposition: Exposition,
+) -> anyhow::Result<Option<MetricsServer>> {
+    let Some(address) = settings.metrics_listen else {
+        return Ok(None);
+    };
+    let server = MetricsServer::bind(address, exposition)
+        .await
+        .with_context(|| format!("{address} cannot be listened on"))?;
+    say(&format!("metrics on http://{}/metrics", server.local_addr()?));
+    Ok(Some(server))
+}
+
+/// Serves it, if there is one, until the process is told to end.
+async fn tell_metrics(server: Option<MetricsServer>, stop: &Stop) {
+    if let Some(server) = server {
+        server.serve(stop.told()).await;
+    }
 }
 
 /// Raises the number of files that this process may open to what the system grants: each connection is one, and many
@@ -207,8 +233,11 @@ pub(crate) async fn worker(settings: Settings, queues: Vec<Queue>) -> anyhow::Re
     let url = database_url(&settings)?;
     let signals = Signals::start(url)?;
     let workers = Workers::start(url, &queues, &signals)?;
+    let exposition = Exposition::new(Db::connect(url, Role::Api, 1)?);
+    let metrics = metrics_server(&settings, exposition).await?;
     let names: Vec<&str> = queues.iter().map(|queue| queue.name()).collect();
     print(&format!("couponbook worker ready on {}", names.join(",")));
+    tell_metrics(metrics, &stop).await;
     stop.told().await;
     tokio::select! {
         () = workers.drain(WORKER_DRAIN) => Ok(()),

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | `database_url` | `COUPONBOOK_DATABASE_URL` | PostgreSQL 15 or later; without it `up` starts its own | none |
 //! | `listen` | `COUPONBOOK_LISTEN` | address of the HTTP server | `127.0.0.1:8080` |
+//! | `metrics_listen` | `COUPONBOOK_METRICS_LISTEN` | address that /metrics is told on instead of the HTTP server's; a `worker` tells it nowhere else | none |
 //! | `data_dir` | `COUPONBOOK_DATA_DIR` | where `up` keeps its database and secrets | as root `/var/lib/couponbook`, else XDG |
 //! | `admin_email`, `admin_password` | `COUPONBOOK_ADMIN_EMAIL`, `COUPONBOOK_ADMIN_PASSWORD` | the first administrator, made when there is none | none |
 //! | `token_secret` | `COUPONBOOK_TOKEN_SECRET` | ≥ 32 bytes; signs tokens | made and kept by `up` |
@@ -76,6 +77,7 @@ impl Switch {
 pub struct Settings {
     pub database_url: Option<Secret>,
     pub listen: SocketAddr,
+    pub metrics_listen: Option<SocketAddr>,
     pub data_dir: Option<PathBuf>,
     pub admin_email: Option<String>,
     pub admin_password: Option<Secret>,
@@ -99,6 +101,7 @@ impl Default for Settings {
         Self {
             database_url: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            metrics_listen: None,
             data_dir: None,
             admin_email: None,
             admin_password: None,
@@ -120,9 +123,10 @@ impl Default for Settings {
 }
 
 /// Every key and its environment variable.
-pub const KEYS: [(&str, &str); 18] = [
+pub const KEYS: [(&str, &str); 19] = [
     ("database_url", "COUPONBOOK_DATABASE_URL"),
     ("listen", "COUPONBOOK_LISTEN"),
+    ("metrics_listen", "COUPONBOOK_METRICS_LISTEN"),
     ("data_dir", "COUPONBOOK_DATA_DIR"),
     ("admin_email", "COUPONBOOK_ADMIN_EMAIL"),
     ("admin_password", "COUPONBOOK_ADMIN_PASSWORD"),
@@ -295,7 +299,7 @@ mod tests {
     fn every_key_has_its_variable_and_its_field() {
         for (key, _) in KEYS {
             let value = match key {
-                "listen" => "127.0.0.1:1",
+                "listen" | "metrics_listen" => "127.0.0.1:1",
                 "log_format" => "json",
                 "registration" | "rate_limits" | "security_budgets" => "on",
                 "connections" | "database_connections" | "queue_limit" | "max_upload_bytes" => "5",

@@ -81,8 +81,16 @@ impl Db {
     /// # Errors
     /// When `url` is not a PostgreSQL connection URL.
     pub fn connect(url: &str, role: Role, size: u32) -> Result<Self, StoreError> {
+        Self::connect_as(url, role, size, role.application_name())
+    }
+
+    /// The same; the server shows the connections under a name of their own, of at most 63 bytes.
+    ///
+    /// # Errors
+    /// When `url` is not a PostgreSQL connection URL.
+    pub fn connect_as(url: &str, role: Role, size: u32, name: &str) -> Result<Self, StoreError> {
         let options = connect_options(url)?
-            .application_name(role.application_name())
+            .application_name(name)
             .options(role.session());
         let pool = PgPoolOptions::new()
             .max_connections(size)

@@ -16,8 +16,10 @@ pub mod idempotency;
 pub mod import;
 pub mod job;
 pub mod leftovers;
+pub mod metrics;
 pub mod page;
 pub mod schedule;
+pub mod stats;
 pub mod telemetry;
 pub mod user;
 

@@ -79,6 +79,7 @@ const TABLE: &[Row] = &[
     ("GET /v1/books/{id}", Thing::Book, "", ["200/404/404", "200/200/404", "200/200/404", "403", "403", "200/200/404"]),
     ("PATCH /v1/books/{id}", Thing::Book, r#"{"description":"D"}"#, ADMIN_ONE),
     ("GET /v1/books/{id}/stats", Thing::Book, "", READER_ONE),
+    ("GET /v1/books/{id}/history", Thing::Book, "", READER_ONE),
     ("GET /v1/books/{id}/coupons", Thing::Book, "", READER_ONE),
     ("POST /v1/books/{id}/codes", Thing::Book, r#"{"codes":["L-{n}"]}"#, ADMIN_JOB),
     ("POST /v1/books/{id}/codes/import", Thing::Book, "code\nF-1\n", ADMIN_JOB),
@@ -114,6 +115,7 @@ const TABLE: &[Row] = &[
     ("GET /v1/me/coupons", Thing::None, "", PERSON),
     // Nobody here has a password, so the old one is wrong.
     ("POST /v1/me/password", Thing::None, r#"{"old_password":"x","new_password":"correct horse battery"}"#, ["401", "401", "403", "403", "403", "403"]),
+    ("GET /v1/stats", Thing::None, "", READER),
     ("GET /v1/users", Thing::None, "", ADMIN),
     ("POST /v1/users", Thing::None, r#"{"email":"new{n}@example.com","name":"N"}"#, ADMIN_MAKES),
     ("GET /v1/users/{id}", Thing::User, "", ADMIN_ONE),
@@ -126,6 +128,7 @@ const TABLE: &[Row] = &[
 #[rustfmt::skip]
 const OPEN: &[(&str, &str, u16)] = &[
     ("GET /livez", "", 200),
+    ("GET /metrics", "", 200),
     ("GET /readyz", "", 200),
     ("GET /v1/setup", "", 200),
     ("POST /v1/setup", r#"{"token":"x","email":"a@example.com","password":"correct horse battery","name":"N"}"#, 409),

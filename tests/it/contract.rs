@@ -7,8 +7,9 @@ use coupon_tests::{Service, document::Document};
 use serde_json::{Value, json};
 
 /// What strangers may ask; everything else needs a token or a key.
-const OPEN: [&str; 8] = [
+const OPEN: [&str; 9] = [
     "GET /livez",
+    "GET /metrics",
     "GET /readyz",
     "GET /v1/setup",
     "POST /v1/auth/login",

@@ -10,15 +10,20 @@
 use std::collections::BTreeSet;
 
 use coupon_core::{
+    book,
     coupon::{assign, explain, list, locate, lock, redeem, sweep},
     db::{self, Db, Tx},
     job::{claim, ledger},
+    stats::{roll_up, series},
 };
 use coupon_tests::database;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Row};
 
 const BOOK: &str = "'00000000-0000-7000-8000-000000000001'::uuid";
+/// Ids of events from here to there.
+const RANGE: &str =
+    "'80000000-0000-0000-0000-000000000000'::uuid, '80100000-0000-0000-0000-000000000000'::uuid";
 /// Holds thousands of coupons.
 const COLLECTOR: &str = "'00000000-0000-7000-8000-00000000000c'::uuid";
 /// Holds one, and owns a few jobs.
@@ -46,6 +51,9 @@ const SEED: &str = "
     INSERT INTO events (book_id, id, actor_kind, kind, code_key)
     SELECT '00000000-0000-7000-8000-000000000001', gen_random_uuid(), 'system', 'coupon_made_up', 'C' || lpad((n % 20000)::text, 6, '0')
     FROM generate_series(1, 50000) AS n;
+    INSERT INTO book_hours
+    SELECT b.id, '2024-01-01T00:00Z'::timestamptz + make_interval(hours => n), 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
+    FROM (SELECT id FROM books ORDER BY id LIMIT 5) AS b, generate_series(1, 10000) AS n;
     INSERT INTO jobs (id, created_by, created_by_kind, book_id, kind, progress_unit, payload)
     SELECT ('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid,
            CASE WHEN n % 10000 = 0 THEN '00000000-0000-7000-8000-00000000000d'::uuid ELSE gen_random_uuid() END, 'user',
@@ -238,6 +246,48 @@ fn hot() -> Vec<Hot> {
             &["events_code"],
             60,
         ),
+        // Random ids: one in 4,096 lies in the range.
+        statement(
+            "the next events",
+            "uuid, uuid, bigint",
+            roll_up::NEXT_EVENTS,
+            format!("{RANGE}, 20000"),
+            &["events_id"],
+        ),
+        statement(
+            "events into hours",
+            "uuid, uuid, timestamptz",
+            roll_up::FOLD_EVENTS,
+            format!("{RANGE}, '2024-03-01T00:00Z'"),
+            &["events_id"], // its ON CONFLICT needs book_hours_pkey to be planned at all
+        ),
+        Hot {
+            blocks: 1_000, // each of 168 hours is looked up once more, for the states at its end
+            ..statement(
+                "a week of a book",
+                "uuid, timestamptz, timestamptz, text",
+                series::POINTS,
+                format!("{BOOK}, '2024-03-01T00:00Z', '2024-03-08T00:00Z', 'hour'"),
+                &["book_hours_pkey"],
+            )
+        },
+        statement(
+            "what stood before",
+            "uuid, timestamptz",
+            series::STATES_BEFORE,
+            format!("{BOOK}, '2024-03-01T00:00Z'"),
+            &["book_hours_pkey"],
+        ),
+        Hot {
+            blocks: 3_500, // the locks that have lapsed, 2,000 of them
+            ..statement(
+                "a book from its sums",
+                "uuid",
+                book::COUNT_FROM_SUMS,
+                BOOK.into(),
+                &["events_pkey", "book_hours_pkey", "coupons_locked"],
+            )
+        },
         statement(
             "locate in a book",
             "uuid, text, text, uuid",
@@ -403,6 +453,11 @@ async fn hot_statements_go_along_their_indexes() {
     .await
     .unwrap();
     sqlx::raw_sql(SEED).execute(db.pool()).await.unwrap();
+    // What is in the sums already: all events but one in 4,096.
+    sqlx::query("UPDATE roll_up_state SET events_before = 'fff00000-0000-0000-0000-000000000000'")
+        .execute(db.pool())
+        .await
+        .unwrap();
     // A book that has just been filled has no statistics; the draw must not wait for them.
     let hot = hot();
     let draws: Vec<&Hot> = hot.iter().filter(|hot| hot.name.starts_with("draw")).collect();

@@ -471,7 +471,7 @@ async fn a_cancelled_import_stops_at_the_end_of_its_step_and_keeps_what_is_commi
     truth::until(
         bench.pool(),
         "the first step waits for the draw",
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'couponbook-worker' AND wait_event_type = 'Lock'
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'couponbook-worker%' AND wait_event_type = 'Lock'
                         AND datname = current_database())",
     )
     .await;

@@ -112,6 +112,7 @@ async fn the_schema_keeps_the_rules_of_its_migrations() {
     let db = Db::connect(database.url(), db::Role::Worker, 2).unwrap();
     let family = family(&db).await;
     for table in [
+        "book_hours",
         "books",
         "coupons",
         "draw_states",

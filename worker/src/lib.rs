@@ -14,6 +14,7 @@ use coupon_core::{
     db::{Db, Role},
     error::StoreError,
     job::{Queue, signals::Signals},
+    metrics,
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -49,9 +50,19 @@ impl Workers {
         let batches: usize = queues.iter().map(|queue| shape(*queue).0).sum();
         // A batch holds one connection from its claim to its commit; two more serve claims under way.
         let size = u32::try_from(batches + queues.len()).unwrap_or(16).max(2);
-        let db = Db::connect(url, Role::Worker, size)?;
+        // Under a name of this process's own, which says what it works on: whoever asks the server who is connected
+        // learns how many workers each queue has.
+        let names: Vec<&str> = queues.iter().map(|queue| queue.name()).collect();
+        let name = format!(
+            "couponbook-worker {} {:08x}",
+            names.join(","),
+            rand::random::<u32>()
+        );
+        let db = Db::connect_as(url, Role::Worker, size, &name)?;
         // Marks commit apart from the batches, on connections that no batch can use up.
         let marks = Db::connect(url, Role::Worker, 2)?;
+        metrics::watch_pool("jobs", &db);
+        metrics::watch_pool("marks", &marks);
         let runner = Arc::new(Runner::new(db.clone(), marks.clone(), signals.clone()));
         let (stop, stopping) = watch::channel(false);
         let mut tasks = Vec::new();

@@ -20,9 +20,11 @@ use coupon_core::{
 use tokio::{sync::watch, task::JoinHandle};
 
 /// Name, cron expression (with seconds) and task of each sweep.
-const SWEEPS: [(&str, &str, Payload); 2] = [
+const SWEEPS: [(&str, &str, Payload); 3] = [
     // A lapsed lock is no lock at once; its event follows within one period.
     ("sweep-locks", "*/5 * * * * *", Payload::SweepLocks),
+    // Statistics are two periods and a margin behind at most.
+    ("roll-up", "3/10 * * * * *", Payload::RollUp),
     ("sweep-leftovers", "30 */10 * * * *", Payload::SweepLeftovers),
 ];
 

@@ -1,4 +1,4 @@
-//! Whether the process lives, and whether it should get requests.
+//! Whether the process lives, whether it should get requests, and what it measures.
 
 use std::{
     sync::{
@@ -8,8 +8,11 @@ use std::{
     time::Duration,
 };
 
-use coupon_core::{Code, db};
-use poem_openapi::{Object, OpenApi, payload::Json};
+use coupon_core::{Code, db, metrics::exposition::CONTENT_TYPE};
+use poem_openapi::{
+    ApiResponse, Object, OpenApi,
+    payload::{Json, PlainText},
+};
 
 use super::Tag;
 use crate::{Problem, app::App};
@@ -22,6 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Alive {
     /// Always `ok`.
     status: String,
+}
+
+/// What a scraper gets.
+#[derive(ApiResponse)]
+pub enum Metrics {
+    /// Prometheus's text format, version 0.0.4.
+    #[oai(status = 200)]
+    Text(PlainText<String>, #[oai(header = "Content-Type")] String),
 }
 
 /// The endpoints of health.
@@ -58,5 +69,15 @@ impl Health {
             )),
             Ok(Err(_)) | Err(_) => Err(not_ready("The database does not answer.")),
         }
+    }
+
+    /// What the process measures, for Prometheus. Where `metrics_listen` is set, this is told there and not here.
+    #[oai(path = "/metrics", method = "get")]
+    async fn metrics(&self) -> Result<Metrics, Problem> {
+        if !self.app.metrics_here() {
+            return Err(Problem::not_found());
+        }
+        let text = self.app.exposition().text().await;
+        Ok(Metrics::Text(PlainText(text), CONTENT_TYPE.to_owned()))
     }
 }

@@ -16,6 +16,7 @@ pub mod jobs_admin;
 pub mod me;
 pub mod redemptions;
 pub mod setup;
+pub mod stats;
 pub mod till;
 pub mod users;
 
@@ -52,6 +53,8 @@ pub enum Tag {
     People,
     /// What happened.
     Audit,
+    /// How things went over time.
+    Statistics,
     /// Whether the service is well.
     Health,
 }

@@ -24,7 +24,7 @@ pub async fn revoke(
     let draw_key = draw.lay(&coupon.code_key);
     let row: Option<CouponRow> = sqlx::query_as(concat!(
         "WITH target AS (
-             SELECT code_key, state, assigned_user_id FROM coupons
+             SELECT code_key, state, locked_until, assigned_user_id FROM coupons
              WHERE book_id = $1 AND code_key = $2 AND redemptions_used = 0
                AND (state = 'assigned' OR (state = 'locked' AND locked_until <= clock_timestamp()))
              FOR UPDATE),
@@ -37,8 +37,14 @@ pub async fn revoke(
          given_back AS (
              UPDATE user_allowances a SET assigned_count = a.assigned_count - 1
              FROM target t WHERE a.book_id = $1 AND a.user_id = t.assigned_user_id AND a.assigned_count > 0),
+         -- A lapsed lock that no sweep has met yet ends here; each of the two transitions has its event.
          recorded AS (
              INSERT INTO events (book_id, id, actor_kind, actor_id, kind, code_key, request_id, before, after)
+             SELECT $1, uuid_v7(), 'system', NULL, 'lock_expired', t.code_key, $6,
+                    jsonb_build_object('state', 'locked', 'locked_until', t.locked_until),
+                    jsonb_build_object('state', 'assigned')
+             FROM target t WHERE t.state = 'locked'
+             UNION ALL
              SELECT $1, uuid_v7(), $4, $5, 'coupon_revoked', t.code_key, $6,
                     jsonb_build_object('state', 'assigned', 'user_id', t.assigned_user_id),
                     jsonb_build_object('state', 'unassigned', 'reason', $7::text,

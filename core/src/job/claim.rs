@@ -261,11 +261,26 @@ impl Finished {
     }
 }
 
-/// Writes how jobs ended: the ledger, the queue and the marks, in one statement per sort of outcome.
+/// A job that has ended, for those who measure.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Ending {
+    /// Its kind.
+    pub kind: String,
+    /// How it ended.
+    pub state: String,
+    /// From its acceptance to its end, by the database's clock.
+    pub seconds: f64,
+}
+
+/// Writes how jobs ended: the ledger, the queue and the marks, in one statement per sort of outcome. Gives those that
+/// are over once this commits.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn settle(connection: &mut PgConnection, outcomes: Vec<(Uuid, Outcome)>) -> Result<(), StoreError> {
+pub async fn settle(
+    connection: &mut PgConnection,
+    outcomes: Vec<(Uuid, Outcome)>,
+) -> Result<Vec<Ending>, StoreError> {
     let mut over = Over::default();
     let mut going_on = GoingOn::default();
     for (id, outcome) in outcomes {
@@ -276,8 +291,9 @@ pub async fn settle(connection: &mut PgConnection, outcomes: Vec<(Uuid, Outcome)
             Outcome::Snoozed(delay) => going_on.push(id, delay, None),
         }
     }
-    over.write(connection).await?;
-    going_on.write(connection).await
+    let endings = over.write(connection).await?;
+    going_on.write(connection).await?;
+    Ok(endings)
 }
 
 #[derive(Default)]
@@ -315,11 +331,11 @@ impl Over {
             .push(finished.refusal.map(|refusal| refusal.detail.into_owned()));
     }
 
-    async fn write(self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn write(self, connection: &mut PgConnection) -> Result<Vec<Ending>, StoreError> {
         if self.queue_ids.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        sqlx::query(
+        let endings = sqlx::query_as(
             "WITH dequeued AS (DELETE FROM apalis.jobs WHERE id = ANY($1::text[]) RETURNING id),
              unmarked AS (DELETE FROM job_marks WHERE job_id = ANY($10::uuid[])),
              freed AS (DELETE FROM code_job_slots WHERE job_id = ANY($2::uuid[]))
@@ -329,7 +345,8 @@ impl Over {
                  started_at = coalesce(j.started_at, now()), finished_at = clock_timestamp()
              FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::bigint[], $6::jsonb[], $7::jsonb[], $8::text[], $9::text[])
                   AS o (id, state, done, total, counts, result, code, detail)
-             WHERE j.id = o.id AND j.finished_at IS NULL",
+             WHERE j.id = o.id AND j.finished_at IS NULL
+             RETURNING j.kind, j.state, extract(epoch FROM j.finished_at - j.created_at)::float8 AS seconds",
         )
         .bind(self.queue_ids)
         .bind(self.ids)
@@ -341,9 +358,9 @@ impl Over {
         .bind(self.codes)
         .bind(self.details)
         .bind(self.marked)
-        .execute(connection)
+        .fetch_all(connection)
         .await?;
-        Ok(())
+        Ok(endings)
     }
 }
 

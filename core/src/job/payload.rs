@@ -22,6 +22,8 @@ pub enum Payload {
     SweepLocks,
     /// Forget what is kept only for a while.
     SweepLeftovers,
+    /// Add what has happened to the sums of statistics.
+    RollUp,
 }
 
 impl Payload {
@@ -30,7 +32,7 @@ impl Payload {
         match self {
             Self::AssignCoupons(_) => Queue::Assign,
             Self::AssignBatch | Self::ImportCodes => Queue::Bulk,
-            Self::SweepLocks | Self::SweepLeftovers => Queue::System,
+            Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => Queue::System,
         }
     }
 
@@ -40,7 +42,7 @@ impl Payload {
             Self::AssignCoupons(_) => Some(Kind::Assign),
             Self::AssignBatch => Some(Kind::AssignBatch),
             Self::ImportCodes => Some(Kind::Import),
-            Self::SweepLocks | Self::SweepLeftovers => None,
+            Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => None,
         }
     }
 }

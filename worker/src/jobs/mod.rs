@@ -40,6 +40,7 @@ pub(crate) async fn run(
             Some(Payload::ImportCodes) => import::step::step(connection, row.id).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
             Some(Payload::SweepLeftovers) => sweeps::leftovers(connection).await,
+            Some(Payload::RollUp) => sweeps::roll_up(connection).await,
         };
         let outcome = match step {
             Ok(outcome) => outcome,

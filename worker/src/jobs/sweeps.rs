@@ -5,6 +5,7 @@ use coupon_core::{
     coupon::sweep::{SWEEP_BATCH, sweep_lapsed_locks},
     job::claim::{Outcome, Step},
     leftovers::sweep_leftovers,
+    stats,
 };
 use sqlx::PgConnection;
 
@@ -17,6 +18,12 @@ pub(crate) async fn locks(connection: &mut PgConnection) -> Result<Outcome, Erro
 /// Forgets what is kept only for a while.
 pub(crate) async fn leftovers(connection: &mut PgConnection) -> Result<Outcome, Error> {
     let more = sweep_leftovers(connection).await?;
+    Ok(again_if(more))
+}
+
+/// Adds what has happened to the sums of statistics.
+pub(crate) async fn roll_up(connection: &mut PgConnection) -> Result<Outcome, Error> {
+    let more = stats::roll_up::roll_up(connection, stats::MARGIN).await?;
     Ok(again_if(more))
 }
 

@@ -16,9 +16,10 @@ use coupon_core::{
     Error,
     db::{self, Db, Tx},
     job::{
-        claim::{self, Claimed, Finished, MAX_ATTEMPTS, Outcome},
+        claim::{self, Claimed, Ending, Finished, MAX_ATTEMPTS, Outcome},
         signals::{Signal, Signals},
     },
+    metrics,
 };
 use futures_util::FutureExt;
 use uuid::Uuid;
@@ -116,11 +117,14 @@ impl Runner {
                 jobs = suspects.len(),
                 "a worker crashed while it ran these jobs; each is charged an attempt"
             );
-            charge(&mut tx, suspects.iter().map(|row| (row.id, row.attempts))).await?;
+            let charged = suspects.len();
+            let endings = charge(&mut tx, suspects.iter().map(|row| (row.id, row.attempts))).await?;
             // By itself, so that no trouble of the others can undo it; they are claimed anew at once.
             let sound: Vec<Uuid> = sound.iter().map(|row| row.id).collect();
             claim::unmark(&mut tx, &sound).await?;
             db::commit(tx).await?;
+            metrics::attempts_charged(charged);
+            metrics::jobs_ended(&endings);
             return Ok(Ended::Charged);
         }
         let jobs: Vec<(Uuid, i32)> = sound.iter().map(|row| (row.id, row.attempts)).collect();
@@ -128,13 +132,13 @@ impl Runner {
         // The outcomes belong to the run: one that cannot be written is its job's trouble, not the batch's.
         let run = async {
             let outcomes = jobs::run(&mut tx, sound).await?;
-            claim::settle(&mut tx, outcomes).await?;
-            Ok::<(), Error>(())
+            Ok::<Vec<Ending>, Error>(claim::settle(&mut tx, outcomes).await?)
         };
         let ran = tokio::time::timeout(STEP_PATIENCE, AssertUnwindSafe(run).catch_unwind()).await;
         let trouble = match ran {
-            Ok(Ok(Ok(()))) => {
+            Ok(Ok(Ok(endings))) => {
                 db::commit(tx).await?;
+                metrics::jobs_ended(&endings);
                 return Ok(Ended::Settled);
             }
             Ok(Ok(Err(error))) => {
@@ -157,8 +161,11 @@ impl Runner {
             "jobs ended in trouble; each is charged an attempt"
         );
         savepoint(&mut tx, "ROLLBACK TO SAVEPOINT run").await?;
-        charge(&mut tx, jobs.into_iter()).await?;
+        let charged = jobs.len();
+        let endings = charge(&mut tx, jobs.into_iter()).await?;
         db::commit(tx).await?;
+        metrics::attempts_charged(charged);
+        metrics::jobs_ended(&endings);
         Ok(Ended::Charged)
     }
 }
@@ -213,7 +220,7 @@ async fn savepoint(tx: &mut Tx, statement: &'static str) -> Result<(), Error> {
 
 /// Charges an attempt to each job; those that have none left are given up, visibly. One that was in a batch may be
 /// innocent and is tried again at once, alone. One that was alone is the culprit and waits, longer each time.
-async fn charge(tx: &mut Tx, jobs: impl Iterator<Item = (Uuid, i32)>) -> Result<(), Error> {
+async fn charge(tx: &mut Tx, jobs: impl Iterator<Item = (Uuid, i32)>) -> Result<Vec<Ending>, Error> {
     let jobs: Vec<(Uuid, i32)> = jobs.collect();
     let delays: Vec<(Uuid, Duration)> = jobs
         .iter()

@@ -1,7 +1,11 @@
 //! CSV bodies: requests that are read as a stream, answers that are written as one.
 
 use bytes::Bytes;
-use coupon_core::Code;
+use coupon_core::{
+    Code,
+    caller::Caller,
+    import::upload::{self, Limits, Receiver, Target, Upload},
+};
 use futures_util::{Stream, StreamExt};
 use poem::{
     Body, IntoResponse, Request, RequestBody, Response, Result,
@@ -15,7 +19,7 @@ use poem_openapi::{
     types::ParseFromJSON,
 };
 
-use crate::Problem;
+use crate::{Problem, app::App};
 
 /// The content type that is declared.
 const TEXT_CSV: &str = "text/csv";
@@ -78,6 +82,45 @@ impl<'a> ApiExtractor<'a> for CsvBody {
         }
         Ok(Self(body.take().unwrap_or_default()))
     }
+}
+
+/// Receives a file for an import and keeps it; what does not arrive completely is kept by nobody.
+///
+/// # Errors
+/// 422 for a damaged or incomplete file or an unknown encoding, `payload_too_large`.
+pub async fn receive(
+    app: &App,
+    caller: &Caller,
+    target: Target,
+    encoding: Option<&str>,
+    body: CsvBody,
+) -> Result<Upload, Problem> {
+    let limits = Limits {
+        text_bytes: app.max_upload_bytes(),
+        ..Limits::default()
+    };
+    let mut receiver = Receiver::begin(app.db(), target, caller.actor(), encoding, limits).await?;
+    let mut chunks = body.0.into_bytes_stream();
+    while let Some(chunk) = chunks.next().await {
+        let fed = match chunk {
+            Ok(chunk) => receiver.feed(&chunk).await.map_err(Problem::from),
+            Err(_) => Err(Problem::field(
+                "",
+                "incomplete",
+                "The file did not arrive completely; nothing was imported.",
+            )),
+        };
+        if let Err(problem) = fed {
+            let _ = receiver.abort().await;
+            return Err(problem);
+        }
+    }
+    let id = receiver.id();
+    let finished = receiver.finish().await;
+    if finished.is_err() {
+        let _ = upload::discard(app.db(), id).await;
+    }
+    Ok(finished?)
 }
 
 /// A body that is JSON or CSV, by its content type.

@@ -278,6 +278,14 @@ codes! {
     /// The time in which a redemption may be rolled back is over.
     RollbackWindowPassed = "rollback_window_passed", Conflict;
 
+    // Pools and distributions
+    /// Some of the users do not exist; nobody was added.
+    UnknownUsers = "unknown_users", Invalid;
+    /// Too few coupons, or too little room for them; nothing was given.
+    Shortage = "shortage", Conflict;
+    /// Nothing of the distribution can be taken back.
+    NothingToUndo = "nothing_to_undo", Conflict;
+
     // Codes, imports and jobs
     /// The pattern cannot be read.
     PatternInvalid = "pattern_invalid", Invalid;

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use crate::{
     error::Result,
     import::sweep,
+    pool,
     user::{budget, session},
 };
 
@@ -17,7 +18,8 @@ const BATCH: i64 = 5_000;
 const KEEP_TEXTS: i64 = 24 * 60 * 60;
 
 /// Forgets a batch of what is over: ticks after a day, idempotency keys after two, refresh tokens, budgets whose window
-/// has passed, uploads that were cut or whose import ended. Gives whether there may be more.
+/// has passed, uploads that were cut or whose import ended,
+/// members of deleted pools. Gives whether there may be more.
 ///
 /// # Errors
 /// When the database fails.
@@ -40,7 +42,8 @@ pub async fn sweep_leftovers(connection: &mut PgConnection) -> Result<bool> {
         budget::sweep(&mut *connection, BATCH).await?,
         sweep::sweep_dead_uploads(connection).await?,
         sweep::sweep_old_texts(connection, KEEP_TEXTS).await?,
-        sweep::sweep_seen(connection).await?,
+        sweep::sweep_seen(&mut *connection).await?,
+        pool::sweep(connection).await?,
     ];
     Ok(gone.iter().any(|rows| *rows > 0))
 }

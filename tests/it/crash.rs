@@ -34,18 +34,18 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A durable server of its own, migrated, with users and an API key.
-struct Cluster {
+pub(crate) struct Cluster {
     server: Option<Embedded>,
     dir: TempDir,
-    url: String,
+    pub(crate) url: String,
     /// For looking; its connections do not bear the service's name.
     pool: PgPool,
     key: String,
-    users: Vec<Uuid>,
+    pub(crate) users: Vec<Uuid>,
 }
 
 impl Cluster {
-    async fn start(users: usize) -> Self {
+    pub(crate) async fn start(users: usize) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("opened");
         let server = Embedded::start(options(dir.path().join("pg")))
@@ -92,7 +92,7 @@ impl Cluster {
         self.server = Some(again);
     }
 
-    fn client(&self, base: &str) -> Client {
+    pub(crate) fn client(&self, base: &str) -> Client {
         Client::new(base).key(&self.key)
     }
 
@@ -173,7 +173,7 @@ impl Cluster {
         assert_eq!((given_up, open), (0, 0));
     }
 
-    async fn stop(mut self, processes: Vec<Process>) {
+    pub(crate) async fn stop(mut self, processes: Vec<Process>) {
         for process in processes {
             process.terminate().await;
         }

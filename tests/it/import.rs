@@ -17,7 +17,7 @@ use coupon_core::{
         create::{self, NewImport},
         report::ErrorsCsv,
         step, sweep,
-        upload::{self, Limits, Receiver, Upload},
+        upload::{self, Limits, Receiver, Target, Upload},
     },
     job::{
         Job, Queue, State,
@@ -81,8 +81,14 @@ impl Scene {
     }
 
     async fn upload(&self, bytes: &[u8], piece: usize) -> Result<Upload> {
-        let mut receiver =
-            Receiver::begin(&self.db, self.book_id, self.actor, None, Limits::default()).await?;
+        let mut receiver = Receiver::begin(
+            &self.db,
+            Target::Book(self.book_id),
+            self.actor,
+            None,
+            Limits::default(),
+        )
+        .await?;
         for bytes in bytes.chunks(piece) {
             receiver.feed(bytes).await?;
         }
@@ -617,13 +623,27 @@ async fn an_upload_counts_only_when_it_is_finished() -> Result<()> {
     let (_database, db) = &coupon_tests::fresh().await;
     let scene = Scene::new(db).await?;
     let text = "CODE-1\n".repeat(400_000);
-    let mut receiver = Receiver::begin(db, scene.book_id, scene.actor, None, Limits::default()).await?;
+    let mut receiver = Receiver::begin(
+        db,
+        Target::Book(scene.book_id),
+        scene.actor,
+        None,
+        Limits::default(),
+    )
+    .await?;
     receiver.feed(text.as_bytes()).await?;
     assert_eq!(scene.count("SELECT count(*) FROM upload_chunks").await?, 2);
     receiver.abort().await?;
     assert_eq!(scene.count("SELECT count(*) FROM uploads").await?, 0);
 
-    let mut cut = Receiver::begin(db, scene.book_id, scene.actor, None, Limits::default()).await?;
+    let mut cut = Receiver::begin(
+        db,
+        Target::Book(scene.book_id),
+        scene.actor,
+        None,
+        Limits::default(),
+    )
+    .await?;
     cut.feed(text.as_bytes()).await?;
     let sweep = async || -> Result<u64> {
         let mut tx = db.begin().await?;
@@ -643,13 +663,20 @@ async fn an_upload_counts_only_when_it_is_finished() -> Result<()> {
         raw_bytes: 1 << 30,
         text_bytes: 1000,
     };
-    let mut large = Receiver::begin(db, scene.book_id, scene.actor, None, small).await?;
+    let mut large = Receiver::begin(db, Target::Book(scene.book_id), scene.actor, None, small).await?;
     assert_eq!(
         large.feed(text.as_bytes()).await.unwrap_err().code(),
         Code::PayloadTooLarge
     );
     large.abort().await?;
-    let unknown = Receiver::begin(db, scene.book_id, scene.actor, Some("klingon"), small).await;
+    let unknown = Receiver::begin(
+        db,
+        Target::Book(scene.book_id),
+        scene.actor,
+        Some("klingon"),
+        small,
+    )
+    .await;
     assert_eq!(
         unknown.err().context("it is refused")?.code(),
         Code::ValidationFailed

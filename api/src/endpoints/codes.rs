@@ -8,10 +8,10 @@ use coupon_core::{
         create::{self, NewImport},
         dialect,
         report::ErrorsCsv,
-        upload::{self, Limits, Receiver, Upload},
+        upload::{self, Target, Upload},
     },
 };
-use futures_util::{StreamExt, stream};
+use futures_util::stream;
 use poem_openapi::{
     Enum, Object, OpenApi,
     param::{Header, Path, Query},
@@ -26,7 +26,7 @@ use crate::{
     Body, Problem, RequestId,
     app::App,
     auth::Auth,
-    csv::{CsvBody, CsvReport},
+    csv::{CsvBody, CsvReport, receive},
     once::{Begun, IdempotencyKey, Once},
 };
 
@@ -113,7 +113,8 @@ impl Codes {
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
         book::find(&mut connection, given.book_id).await?;
         drop(connection);
-        let upload = self.receive(auth, &given, body).await?;
+        let target = Target::Book(given.book_id);
+        let upload = receive(&self.app, auth, target, given.encoding.as_deref(), body).await?;
         let accepted = self
             .accept(auth, id, key, prefer, &given, settings, &upload)
             .await;
@@ -122,42 +123,6 @@ impl Codes {
             let _ = upload::discard(self.app.db(), upload.id).await;
         }
         accepted
-    }
-
-    async fn receive(&self, auth: &Auth, given: &Given, body: CsvBody) -> Result<Upload, Problem> {
-        let limits = Limits {
-            text_bytes: self.app.max_upload_bytes(),
-            ..Limits::default()
-        };
-        let mut receiver = Receiver::begin(
-            self.app.db(),
-            given.book_id,
-            auth.actor(),
-            given.encoding.as_deref(),
-            limits,
-        )
-        .await?;
-        let mut chunks = body.0.into_bytes_stream();
-        while let Some(chunk) = chunks.next().await {
-            let fed = match chunk {
-                Ok(chunk) => receiver.feed(&chunk).await.map_err(Problem::from),
-                Err(_) => Err(Problem::field(
-                    "",
-                    "incomplete",
-                    "The file did not arrive completely; nothing was imported.",
-                )),
-            };
-            if let Err(problem) = fed {
-                let _ = receiver.abort().await;
-                return Err(problem);
-            }
-        }
-        let id = receiver.id();
-        let finished = receiver.finish().await;
-        if finished.is_err() {
-            let _ = upload::discard(self.app.db(), id).await;
-        }
-        Ok(finished?)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the request's parts, once")]

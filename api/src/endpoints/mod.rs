@@ -10,10 +10,12 @@ pub mod auth;
 pub mod books;
 pub mod codes;
 pub mod coupons;
+pub mod distributions;
 pub mod health;
 pub mod jobs;
 pub mod jobs_admin;
 pub mod me;
+pub mod pools;
 pub mod redemptions;
 pub mod setup;
 pub mod stats;
@@ -47,6 +49,8 @@ pub enum Tag {
     Books,
     /// Coupons: look up, assign, lock, redeem.
     Coupons,
+    /// Sets of people, and giving coupons to them.
+    Pools,
     /// Jobs: poll, cancel, errors.
     Jobs,
     /// Accounts, sessions and API keys.

@@ -87,13 +87,15 @@ impl AssignCoupons {
 }
 
 /// What of the book's configuration decides.
-struct BookRules {
-    closed: Option<Refusal>,
-    max_per_user: Option<i64>,
+pub(crate) struct BookRules {
+    /// Why nothing moves, if so.
+    pub(crate) closed: Option<Refusal>,
+    /// Coupons a user may be given.
+    pub(crate) max_per_user: Option<i64>,
 }
 
 impl BookRules {
-    async fn read(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
+    pub(crate) async fn read(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
         let (active, started, ended, max): (bool, bool, bool, Option<i32>) = sqlx::query_as(
             "SELECT status = 'active', coalesce(starts_at <= now(), true), coalesce(ends_at <= now(), false),
                     max_assignments_per_user

@@ -215,10 +215,23 @@ impl Running {
 }
 
 async fn read_layout(connection: &mut PgConnection, new: &NewImport<'_>, bytes: i64) -> Result<Layout> {
+    let (head, whole) = read_head(connection, new.upload_id, bytes).await?;
+    dialect::detect(&head, whole, &new.settings)
+}
+
+/// The beginning of a text of so many bytes, and whether that is all of it.
+///
+/// # Errors
+/// `validation_failed` for an empty file, `unsupported_media_type` for a workbook.
+pub(crate) async fn read_head(
+    connection: &mut PgConnection,
+    upload_id: Uuid,
+    bytes: i64,
+) -> Result<(Vec<u8>, bool)> {
     if bytes == 0 {
         return Err(Error::invalid("", "empty", "The file is empty."));
     }
-    let mut head = text::read(connection, new.upload_id, 0).await?;
+    let mut head = text::read(connection, upload_id, 0).await?;
     if head.starts_with(b"PK\x03\x04") {
         return Err(Refusal::new(
             Code::UnsupportedMediaType,
@@ -228,7 +241,7 @@ async fn read_layout(connection: &mut PgConnection, new: &NewImport<'_>, bytes: 
     }
     let whole = bytes <= i64::try_from(dialect::HEAD_BYTES).unwrap_or(0);
     head.truncate(dialect::HEAD_BYTES);
-    dialect::detect(&head, whole, &new.settings)
+    Ok((head, whole))
 }
 
 async fn insert(connection: &mut PgConnection, new: &NewImport<'_>, kept: &Kept, total: i64) -> Result<Uuid> {

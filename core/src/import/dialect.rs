@@ -21,6 +21,9 @@ pub const DELIMITERS: [char; 4] = [',', ';', '\t', '|'];
 /// Names of the column of codes, likelier first.
 const CODE_NAMES: [&str; 6] = ["code", "voucher", "coupon", "codigo", "código", "co\u{301}digo"];
 
+/// Names of the column of e-mail addresses, likelier first.
+const EMAIL_NAMES: [&str; 4] = ["email", "e-mail", "user_email", "mail"];
+
 /// Records that must agree on their number of fields for a delimiter to be believed.
 const SAMPLE: usize = 50;
 
@@ -124,17 +127,43 @@ pub fn parse_delimiter(text: &str) -> Result<char> {
 /// `csv_header_missing` when no column is known to hold the codes; `validation_failed` when a setting contradicts the
 /// file.
 pub fn detect(head: &[u8], whole: bool, settings: &Settings) -> Result<Layout> {
+    detect_named(head, whole, settings, &CODE_NAMES)
+}
+
+/// The same for a text of e-mail addresses: the column of codes is theirs.
+///
+/// # Errors
+/// As for [`detect`].
+pub fn detect_emails(head: &[u8], whole: bool, settings: &Settings) -> Result<Layout> {
+    let mut layout = detect_named(head, whole, settings, &EMAIL_NAMES)?;
+    if layout.header.is_none() {
+        // A report of what is wrong names its columns, so that it can be sent again.
+        let name = |column: usize| match column {
+            column if column == layout.code => "email".to_owned(),
+            column => (column + 1).to_string(),
+        };
+        layout.header = Some((0..layout.width).map(name).collect());
+    }
+    Ok(layout)
+}
+
+fn detect_named(
+    head: &[u8],
+    whole: bool,
+    settings: &Settings,
+    names: &'static [&'static str],
+) -> Result<Layout> {
     let (after_sep, told) = separator_line(head);
     let body = &head[usize::try_from(after_sep.offset).unwrap_or(0)..];
     if let Some(delimiter) = settings.delimiter.or(told) {
-        return layout(&Sample::read(body, whole, delimiter, after_sep), settings);
+        return layout(&Sample::read(body, whole, delimiter, after_sep), settings, names);
     }
     let samples = DELIMITERS.map(|delimiter| Sample::read(body, whole, delimiter, after_sep));
     // The one with a known header and the most columns; else the first that cuts every record alike; else there is one
     // column, and a comma cuts nothing.
     let named = samples
         .iter()
-        .filter(|sample| sample.names_column(settings))
+        .filter(|sample| sample.names_column(settings, names))
         .rev()
         .max_by_key(|sample| sample.first().len());
     let even = samples
@@ -142,7 +171,7 @@ pub fn detect(head: &[u8], whole: bool, settings: &Settings) -> Result<Layout> {
         .filter(|sample| sample.is_even())
         .rev()
         .max_by_key(|sample| sample.first().len());
-    layout(named.or(even).unwrap_or(&samples[0]), settings)
+    layout(named.or(even).unwrap_or(&samples[0]), settings, names)
 }
 
 /// Excel's `sep=;` in the first line: where the text goes on, and the delimiter.
@@ -218,8 +247,8 @@ impl Sample {
         self.records.first().map_or(&[], Vec::as_slice)
     }
 
-    fn names_column(&self, settings: &Settings) -> bool {
-        settings.has_header != Some(false) && find_code(self.first(), settings).is_some()
+    fn names_column(&self, settings: &Settings, names: &[&str]) -> bool {
+        settings.has_header != Some(false) && find_code(self.first(), settings, names).is_some()
     }
 
     /// Several columns, and every record has as many.
@@ -243,10 +272,10 @@ fn find(header: &[String], name: &str) -> Option<usize> {
 }
 
 /// The column of codes by the names in a header.
-fn find_code(header: &[String], settings: &Settings) -> Option<usize> {
+fn find_code(header: &[String], settings: &Settings, names: &[&str]) -> Option<usize> {
     match &settings.column {
         Some(column) => find(header, column),
-        None => CODE_NAMES.iter().find_map(|name| find(header, name)),
+        None => names.iter().find_map(|name| find(header, name)),
     }
 }
 
@@ -256,21 +285,26 @@ fn find_numbered(width: usize, settings: &Settings) -> Option<usize> {
     number.checked_sub(1).filter(|index| *index < width)
 }
 
-fn layout(sample: &Sample, settings: &Settings) -> Result<Layout> {
+fn layout(sample: &Sample, settings: &Settings, names: &[&str]) -> Result<Layout> {
     let first = sample.first();
     let width = first.len().max(1);
     let named = if settings.has_header == Some(false) {
         None
     } else {
-        find_code(first, settings)
+        find_code(first, settings, names)
     };
     let numbered = find_numbered(width, settings);
     let (code, has_header) = match (named, numbered) {
         (Some(code), _) => (code, true),
-        (None, Some(code)) => (code, settings.has_header.unwrap_or_else(|| has_known_name(first))),
-        (None, None) if settings.column.is_some() => return Err(header_missing(&settings.column)),
+        (None, Some(code)) => (
+            code,
+            settings
+                .has_header
+                .unwrap_or_else(|| has_known_name(first, names)),
+        ),
+        (None, None) if settings.column.is_some() => return Err(header_missing(None)),
         (None, None) if width == 1 => (0, settings.has_header.unwrap_or(false)),
-        (None, None) => return Err(header_missing(&None)),
+        (None, None) => return Err(header_missing(Some(names))),
     };
     let mut layout = Layout {
         delimiter: sample.delimiter,
@@ -321,22 +355,24 @@ fn layout(sample: &Sample, settings: &Settings) -> Result<Layout> {
     Ok(layout)
 }
 
-fn has_known_name(header: &[String]) -> bool {
-    CODE_NAMES
+fn has_known_name(header: &[String], names: &[&str]) -> bool {
+    names
         .iter()
         .chain(&["user_email", "expires_at", "max_redemptions", "metadata"])
         .any(|name| find(header, name).is_some())
 }
 
-fn header_missing(column: &Option<String>) -> Error {
-    let detail = match column {
-        Some(_) => {
-            "The file has no column of that name or number in its first record; name one that it has with `column`."
-        }
+/// With the names that were looked for, unless the caller named the column.
+fn header_missing(names: Option<&[&str]>) -> Error {
+    let detail = match names {
         None => {
-            "The file has several columns and none is called code, voucher, coupon, codigo or código; name the column \
-             of the codes with `column`."
+            "The file has no column of that name or number in its first record; name one that it has with `column`."
+                .to_owned()
         }
+        Some(names) => format!(
+            "The file has several columns and none is called {}; name the one that is meant with `column`.",
+            names.join(", ")
+        ),
     };
     Refusal::new(Code::CsvHeaderMissing, detail).into()
 }

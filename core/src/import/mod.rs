@@ -5,7 +5,7 @@
 //!
 //! The way of a file: [`upload::Receiver`] keeps it → [`create::create`] reads its head, finds the dialect and accepts
 //! the job → [`step::step`] runs once per chunk of records, each in one transaction with its cursor → [`report`] tells
-//! of every bad line. To add a column that is understood: [`dialect::Layout`], then [`row::read`].
+//! of every bad line. Members of a pool come in the same way ([`crate::pool::import`]). To add a column that is understood: [`dialect::Layout`], then [`row::read`].
 
 pub mod create;
 pub mod decode;
@@ -18,11 +18,13 @@ pub mod step;
 pub mod sweep;
 pub mod upload;
 
+pub(crate) mod chunk;
+pub(crate) mod write;
+
 mod binary_copy;
 mod clock;
 mod plan;
 mod text;
-mod write;
 
 use serde::{Deserialize, Serialize};
 

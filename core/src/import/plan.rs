@@ -10,16 +10,11 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::row::{Fault, Row};
+use super::{
+    chunk::Numbered,
+    row::{Fault, Row},
+};
 use crate::error::Result;
-
-/// A row of the chunk with its place in the list of records.
-pub(super) struct Numbered {
-    /// Which record of the chunk.
-    pub(super) record: usize,
-    /// What it says.
-    pub(super) row: Row,
-}
 
 /// A row to be made.
 pub(super) struct Made {
@@ -81,7 +76,7 @@ impl Known {
     pub(super) async fn read(
         connection: &mut PgConnection,
         scope: Scope<'_>,
-        rows: &[Numbered],
+        rows: &[Numbered<Row>],
         lookup: Lookup,
     ) -> Result<Self> {
         let mut known = Self {
@@ -114,7 +109,7 @@ impl Known {
         &mut self,
         connection: &mut PgConnection,
         scope: Scope<'_>,
-        rows: &[Numbered],
+        rows: &[Numbered<Row>],
     ) -> Result<()> {
         let mut keys: Vec<String> = rows
             .iter()
@@ -144,7 +139,7 @@ impl Known {
         &mut self,
         connection: &mut PgConnection,
         scope: Scope<'_>,
-        rows: &[Numbered],
+        rows: &[Numbered<Row>],
     ) -> Result<()> {
         let emails: BTreeSet<&str> = rows
             .iter()
@@ -182,7 +177,7 @@ impl Known {
     }
 
     /// Decides the rows in order.
-    pub(super) fn decide(mut self, rows: Vec<Numbered>) -> Plan {
+    pub(super) fn decide(mut self, rows: Vec<Numbered<Row>>) -> Plan {
         let mut plan = Plan::default();
         let mut made: HashSet<String> = HashSet::with_capacity(rows.len());
         for Numbered { record, row } in rows {

@@ -37,7 +37,7 @@ impl ErrorsCsv {
     pub async fn begin(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Self> {
         ledger::find(connection, caller, job_id).await?;
         let kept: Option<sqlx::types::Json<Kept>> =
-            sqlx::query_scalar("SELECT settings FROM imports WHERE job_id = $1")
+            sqlx::query_scalar("SELECT settings FROM imports WHERE job_id = $1 UNION ALL SELECT settings FROM pool_imports WHERE job_id = $1")
                 .bind(job_id)
                 .fetch_optional(connection)
                 .await?;

@@ -70,7 +70,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    pub(super) fn new(
+    pub(crate) fn new(
         column: Option<usize>,
         reason: &'static str,
         detail: impl Into<Cow<'static, str>>,

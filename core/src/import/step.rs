@@ -11,13 +11,15 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+pub use super::chunk::STEP_RECORDS;
 use super::{
     Mode, Settings,
+    chunk::{self, Chunk, End},
     dialect::Layout,
-    plan::{DUPLICATE_IN_BOOK, DUPLICATE_IN_FILE, Known, Lookup, Numbered, Plan, Scope},
-    records::{MAX_RECORD, Next, Place, Record, Records},
-    row::{self, Fault, Rules},
-    text, write,
+    plan::{DUPLICATE_IN_BOOK, DUPLICATE_IN_FILE, Known, Lookup, Plan, Scope},
+    records::Place,
+    row::{self, Fault, Row, Rules},
+    write,
 };
 use crate::{
     coupon::draw::DrawState,
@@ -29,25 +31,16 @@ use crate::{
     },
 };
 
-/// Records of a step: about a tenth of a second in which the book's draw is held.
-pub const STEP_RECORDS: usize = 20_000;
-
-/// Text of a step, when records are long.
-const STEP_BYTES: i64 = 4 << 20;
-
 /// How long a step waits for another job to give the book's slot back.
 const SLOT_WAIT: Duration = Duration::from_millis(500);
 
-/// The most of a value that an error line shows, in characters.
-const SHOWN_VALUE: usize = 200;
-
-/// What the table `imports` keeps in `settings`.
+/// What the tables `imports` and `pool_imports` keep in `settings`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(crate) struct Kept {
     /// As asked.
-    pub(super) given: Settings,
+    pub(crate) given: Settings,
     /// As found out.
-    pub(super) layout: Layout,
+    pub(crate) layout: Layout,
 }
 
 /// New coupons of one import from which on the planner is told of them at its end.
@@ -236,7 +229,7 @@ impl Import {
         } else if let Some(created_at) = write::coupons(connection, &self.origin, &mut draw, plan).await? {
             self.written_at.push(created_at);
         }
-        let lines = chunk.error_lines(&self.layout);
+        let lines = chunk.error_lines(&self.layout, |fault| self.column_at_fault(fault));
         if let Some(End::Stopped(line)) = chunk.end {
             // The job may have been tried before: it has come to the same line.
             write::forget_error(connection, self.origin.job_id, line).await?;
@@ -250,56 +243,20 @@ impl Import {
         Ok(outcome)
     }
 
-    /// Reads records until the step is full.
-    async fn parse(&self, connection: &mut PgConnection, rules: &Rules) -> Result<Chunk> {
-        let mut chunk = Chunk::new(self.place);
-        let mut records = Records::new(self.layout.delimiter_byte(), self.place);
-        'pieces: while chunk.end.is_none() && !chunk.is_full(self.place) {
-            let at = records.read_to();
-            let piece = if at < self.text_bytes {
-                text::read(connection, self.upload_id, at).await?
-            } else {
-                Vec::new()
-            };
-            let last = at + i64::try_from(piece.len()).unwrap_or(0) >= self.text_bytes;
-            let mut rest = piece.as_slice();
-            while !chunk.is_full(self.place) {
-                match records.next(&mut rest, last) {
-                    Next::Record(record) => {
-                        chunk.push(&record, row::read(&record, &self.layout, rules));
-                        chunk.place = records.place();
-                    }
-                    Next::NeedInput => break,
-                    Next::End => {
-                        chunk.place = records.place();
-                        chunk.end = Some(End::Whole);
-                        break;
-                    }
-                    // What cannot be read gets a step of its own, which leaves the cursor where it is.
-                    Next::Unclosed(_) | Next::TooLong(_) if !chunk.lines.is_empty() => break 'pieces,
-                    Next::Unclosed(line) => {
-                        chunk.stop(
-                            line,
-                            "unclosed_quote",
-                            "A quote that is opened on this line never closes.".into(),
-                        );
-                        break;
-                    }
-                    Next::TooLong(line) => {
-                        let detail = format!(
-                            "The record that starts on this line is longer than {} KiB; a quote may be open.",
-                            MAX_RECORD >> 10
-                        );
-                        chunk.stop(line, "record_too_long", detail);
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(chunk)
+    /// Reads the records of the step.
+    async fn parse(&self, connection: &mut PgConnection, rules: &Rules) -> Result<Chunk<Row>> {
+        let source = chunk::Source {
+            upload_id: self.upload_id,
+            text_bytes: self.text_bytes,
+            delimiter: self.layout.delimiter_byte(),
+        };
+        chunk::read(connection, &source, self.place, |record| {
+            row::read(record, &self.layout, rules)
+        })
+        .await
     }
 
-    fn count(&mut self, chunk: &Chunk, plan: &Plan) {
+    fn count(&mut self, chunk: &Chunk<Row>, plan: &Plan) {
         let of = |reason| {
             chunk
                 .faults
@@ -317,7 +274,7 @@ impl Import {
     }
 
     /// What the step came to; turns to the writing pass when everything has proved good.
-    fn outcome(&mut self, chunk: &Chunk) -> Outcome {
+    fn outcome(&mut self, chunk: &Chunk<Row>) -> Outcome {
         let bad = self.counts.rows - self.counts.accepted;
         match &chunk.end {
             None => Outcome::NextStep(self.progress()),
@@ -349,6 +306,14 @@ impl Import {
             }
             Some(End::Whole) if bad > 0 => self.finished(State::PartiallySucceeded, None),
             Some(End::Whole) => self.finished(State::Succeeded, None),
+        }
+    }
+
+    fn column_at_fault(&self, fault: &Fault) -> Option<usize> {
+        match fault.reason {
+            DUPLICATE_IN_FILE | DUPLICATE_IN_BOOK => Some(self.layout.code),
+            "unknown_user" | "user_disabled" | "assignment_limit_reached" => self.layout.user_email,
+            _ => fault.column,
         }
     }
 
@@ -498,110 +463,5 @@ impl BookRules {
             },
             max_assignments_per_user,
         })
-    }
-}
-
-/// Why reading ended.
-enum End {
-    /// The text is used up.
-    Whole,
-    /// Nothing from this line on can be read.
-    Stopped(i64),
-}
-
-/// The records of a step.
-struct Chunk {
-    rows: Vec<Numbered>,
-    faults: Vec<(usize, Fault)>,
-    /// The line of each record.
-    lines: Vec<i64>,
-    /// The fields of all records, one after another, and where each record's begin.
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
-    begins: Vec<(usize, usize)>,
-    place: Place,
-    end: Option<End>,
-}
-
-impl Chunk {
-    fn new(place: Place) -> Self {
-        Self {
-            rows: Vec::new(),
-            faults: Vec::new(),
-            lines: Vec::new(),
-            bytes: Vec::new(),
-            ends: Vec::new(),
-            begins: Vec::new(),
-            place,
-            end: None,
-        }
-    }
-
-    fn is_full(&self, from: Place) -> bool {
-        self.lines.len() >= STEP_RECORDS || self.place.offset - from.offset >= STEP_BYTES
-    }
-
-    fn push(&mut self, record: &Record<'_>, read: Result<row::Row, Fault>) {
-        let number = self.lines.len();
-        self.lines.push(record.line);
-        self.begins.push((self.bytes.len(), self.ends.len()));
-        for field in record.fields() {
-            self.bytes.extend_from_slice(field);
-            self.ends.push(self.bytes.len());
-        }
-        match read {
-            Ok(row) => self.rows.push(Numbered { record: number, row }),
-            Err(fault) => self.faults.push((number, fault)),
-        }
-    }
-
-    /// A record that cannot be read to its end.
-    fn stop(&mut self, line: i64, reason: &'static str, detail: String) {
-        self.faults
-            .push((self.lines.len(), Fault::new(None, reason, detail)));
-        self.begins.push((self.bytes.len(), self.ends.len()));
-        self.lines.push(line);
-        self.end = Some(End::Stopped(line));
-    }
-
-    /// The fields of a record as they were sent. What the database cannot hold (NUL) shows as U+FFFD.
-    fn original(&self, record: usize) -> Vec<String> {
-        let (mut begin, first) = self.begins[record];
-        let last = self
-            .begins
-            .get(record + 1)
-            .map_or(self.ends.len(), |(_, end)| *end);
-        self.ends[first..last]
-            .iter()
-            .map(|end| {
-                let field = &self.bytes[begin..*end];
-                begin = *end;
-                String::from_utf8_lossy(field).replace('\0', "\u{fffd}")
-            })
-            .collect()
-    }
-
-    fn error_lines(&self, layout: &Layout) -> Vec<write::ErrorLine> {
-        let line = |(record, fault): &(usize, Fault)| {
-            let original = self.original(*record);
-            let column = match fault.reason {
-                DUPLICATE_IN_FILE | DUPLICATE_IN_BOOK => Some(layout.code),
-                "unknown_user" | "user_disabled" | "assignment_limit_reached" => layout.user_email,
-                _ => fault.column,
-            };
-            let value = column.and_then(|column| original.get(column));
-            write::ErrorLine {
-                line: self.lines[*record],
-                entry: serde_json::json!({
-                    "line": self.lines[*record],
-                    "column": column.map(|column| layout.name(column)),
-                    "reason": fault.reason,
-                    "detail": fault.detail,
-                    "value": value.map(|value| value.chars().take(SHOWN_VALUE).collect::<String>()),
-                }),
-                original: original.into(),
-            }
-        };
-        self.faults.iter().map(line).collect()
     }
 }

@@ -23,7 +23,8 @@ pub async fn sweep_dead_uploads(connection: &mut PgConnection) -> Result<u64, St
         "SELECT id FROM uploads u
          WHERE (completed_at IS NULL AND touched_at < now() - interval '10 minutes')
             OR (completed_at < now() - interval '1 hour' AND removed_at IS NULL
-                AND NOT EXISTS (SELECT FROM imports i WHERE i.upload_id = u.id))
+                AND NOT EXISTS (SELECT FROM imports i WHERE i.upload_id = u.id)
+                AND NOT EXISTS (SELECT FROM pool_imports i WHERE i.upload_id = u.id))
          LIMIT 16 FOR UPDATE SKIP LOCKED",
     )
     .fetch_all(&mut *connection)
@@ -50,9 +51,12 @@ pub async fn sweep_dead_uploads(connection: &mut PgConnection) -> Result<u64, St
 /// When the database fails.
 pub async fn sweep_old_texts(connection: &mut PgConnection, keep_seconds: i64) -> Result<u64, StoreError> {
     let old: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT u.id FROM uploads u JOIN imports i ON i.upload_id = u.id JOIN jobs j ON j.id = i.job_id
+        "SELECT u.id FROM uploads u
          WHERE u.completed_at IS NOT NULL AND u.removed_at IS NULL
-           AND j.finished_at < now() - make_interval(secs => $1)
+           AND EXISTS (
+               SELECT FROM (SELECT job_id FROM imports i WHERE i.upload_id = u.id
+                            UNION ALL SELECT job_id FROM pool_imports i WHERE i.upload_id = u.id) AS i
+               JOIN jobs j ON j.id = i.job_id AND j.finished_at < now() - make_interval(secs => $1))
          ORDER BY u.completed_at LIMIT 16 FOR UPDATE OF u SKIP LOCKED",
     )
     .bind(keep_seconds as f64)

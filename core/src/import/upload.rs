@@ -49,6 +49,15 @@ impl Default for Limits {
     }
 }
 
+/// What a file is sent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Codes for a book.
+    Book(Uuid),
+    /// Members for a pool.
+    Pool(Uuid),
+}
+
 /// A file that was received as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upload {
@@ -79,13 +88,13 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Begins an upload for a book. `encoding` is a label of the WHATWG Encoding standard; without, it is found out.
+    /// Begins an upload. `encoding` is a label of the WHATWG Encoding standard; without, it is found out.
     ///
     /// # Errors
     /// `validation_failed` for an unknown encoding.
     pub async fn begin(
         db: &Db,
-        book_id: Uuid,
+        target: Target,
         actor: Actor,
         encoding: Option<&str>,
         limits: Limits,
@@ -98,9 +107,14 @@ impl Receiver {
             )
         })?;
         let id = id::new();
-        sqlx::query("INSERT INTO uploads (id, book_id, created_by) VALUES ($1, $2, $3)")
+        let (book_id, pool_id) = match target {
+            Target::Book(book_id) => (Some(book_id), None),
+            Target::Pool(pool_id) => (None, Some(pool_id)),
+        };
+        sqlx::query("INSERT INTO uploads (id, book_id, pool_id, created_by) VALUES ($1, $2, $3, $4)")
             .bind(id)
             .bind(book_id)
+            .bind(pool_id)
             .bind(actor.id.unwrap_or_default())
             .execute(db.pool())
             .await?;
@@ -252,7 +266,8 @@ impl Receiver {
 /// When the database fails.
 pub async fn discard(db: &Db, upload_id: Uuid) -> Result<()> {
     sqlx::query(
-        "DELETE FROM uploads WHERE id = $1 AND NOT EXISTS (SELECT FROM imports WHERE upload_id = $1)",
+        "DELETE FROM uploads WHERE id = $1 AND NOT EXISTS (SELECT FROM imports WHERE upload_id = $1)
+             AND NOT EXISTS (SELECT FROM pool_imports WHERE upload_id = $1)",
     )
     .bind(upload_id)
     .execute(db.pool())

@@ -175,14 +175,14 @@ pub(super) async fn seen(connection: &mut PgConnection, job_id: Uuid, plan: &Pla
 }
 
 /// An error line: the physical line, what clients see, and the fields as sent.
-pub(super) struct ErrorLine {
-    pub(super) line: i64,
-    pub(super) entry: serde_json::Value,
-    pub(super) original: serde_json::Value,
+pub(crate) struct ErrorLine {
+    pub(crate) line: i64,
+    pub(crate) entry: serde_json::Value,
+    pub(crate) original: serde_json::Value,
 }
 
 /// Writes error lines.
-pub(super) async fn errors(connection: &mut PgConnection, job_id: Uuid, lines: Vec<ErrorLine>) -> Result<()> {
+pub(crate) async fn errors(connection: &mut PgConnection, job_id: Uuid, lines: Vec<ErrorLine>) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
@@ -206,7 +206,7 @@ pub(super) async fn errors(connection: &mut PgConnection, job_id: Uuid, lines: V
 }
 
 /// Deletes the error line of one line.
-pub(super) async fn forget_error(connection: &mut PgConnection, job_id: Uuid, line: i64) -> Result<()> {
+pub(crate) async fn forget_error(connection: &mut PgConnection, job_id: Uuid, line: i64) -> Result<()> {
     sqlx::query("DELETE FROM job_errors WHERE job_id = $1 AND seq = $2")
         .bind(job_id)
         .bind(line)

@@ -65,7 +65,10 @@ impl From<Row> for Job {
         };
         Self {
             id: row.id,
-            has_errors: matches!(row.kind.as_str(), "import" | "assign_batch"),
+            has_errors: matches!(
+                row.kind.as_str(),
+                "import" | "assign_batch" | "pool_import" | "distribute"
+            ),
             kind: row.kind,
             state: State::parse(&row.state).unwrap_or(State::Failed),
             progress: Progress {

@@ -59,11 +59,24 @@ pub enum Kind {
     AssignBatch,
     /// Put given codes into a book.
     Import,
+    /// Put people into a pool.
+    PoolImport,
+    /// Give coupons to the people of a pool.
+    Distribute,
+    /// Take back what a distribution gave.
+    UndoDistribution,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Assign, Self::AssignBatch, Self::Import];
+    pub const ALL: [Self; 6] = [
+        Self::Assign,
+        Self::AssignBatch,
+        Self::Import,
+        Self::PoolImport,
+        Self::Distribute,
+        Self::UndoDistribution,
+    ];
 
     /// The spelling on the wire.
     pub fn as_str(self) -> &'static str {
@@ -71,15 +84,18 @@ impl Kind {
             Self::Assign => "assign",
             Self::AssignBatch => "assign_batch",
             Self::Import => "import",
+            Self::PoolImport => "pool_import",
+            Self::Distribute => "distribute",
+            Self::UndoDistribution => "undo_distribution",
         }
     }
 
     /// What its progress counts.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::Assign => "coupons",
+            Self::Assign | Self::Distribute | Self::UndoDistribution => "coupons",
             Self::AssignBatch => "items",
-            Self::Import => "rows",
+            Self::Import | Self::PoolImport => "rows",
         }
     }
 }

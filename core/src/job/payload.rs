@@ -18,6 +18,12 @@ pub enum Payload {
     AssignBatch,
     /// Put the codes of an upload into a book; where it stands is in `imports`.
     ImportCodes,
+    /// Put the people of an upload into a pool; where it stands is in `pool_imports`.
+    ImportMembers,
+    /// Run a distribution; where it stands is in `distributions`.
+    Distribute(OfDistribution),
+    /// Undo a distribution; where it stands is in `distributions`.
+    UndoDistribution(OfDistribution),
     /// Turn lapsed locks back.
     SweepLocks,
     /// Forget what is kept only for a while.
@@ -31,7 +37,11 @@ impl Payload {
     pub fn queue(&self) -> Queue {
         match self {
             Self::AssignCoupons(_) => Queue::Assign,
-            Self::AssignBatch | Self::ImportCodes => Queue::Bulk,
+            Self::AssignBatch
+            | Self::ImportCodes
+            | Self::ImportMembers
+            | Self::Distribute(_)
+            | Self::UndoDistribution(_) => Queue::Bulk,
             Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => Queue::System,
         }
     }
@@ -42,9 +52,21 @@ impl Payload {
             Self::AssignCoupons(_) => Some(Kind::Assign),
             Self::AssignBatch => Some(Kind::AssignBatch),
             Self::ImportCodes => Some(Kind::Import),
+            Self::ImportMembers => Some(Kind::PoolImport),
+            Self::Distribute(_) => Some(Kind::Distribute),
+            Self::UndoDistribution(_) => Some(Kind::UndoDistribution),
             Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => None,
         }
     }
+}
+
+/// Which distribution a job is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfDistribution {
+    /// The book.
+    pub book_id: Uuid,
+    /// The distribution.
+    pub distribution_id: Uuid,
 }
 
 /// Coupons of one book for one user.

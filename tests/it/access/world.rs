@@ -40,6 +40,10 @@ pub(super) enum Thing {
     Key,
     /// A redemption.
     Redemption,
+    /// A pool.
+    Pool,
+    /// A distribution that waits.
+    Distribution,
 }
 
 /// Somebody who calls.
@@ -138,6 +142,16 @@ impl World {
                 let key = self.callers[1].client.post("/v1/api-keys", key).await.expect(201);
                 key["id"].as_str().expect("an id").to_owned()
             }
+            Thing::Pool => self.pool().await,
+            Thing::Distribution => {
+                let admin = &self.callers[1].client;
+                let body = json!({ "book_id": self.open, "pool_id": self.pool().await, "mode": "equal", "per_user": 1 });
+                let job = admin.post("/v1/distributions", body).await.expect(202);
+                job["result"]["distribution_id"]
+                    .as_str()
+                    .expect("an id")
+                    .to_owned()
+            }
             Thing::Redemption => {
                 let code = self.coupon(book_id, Some(owner)).await;
                 let admin = &self.callers[1].client;
@@ -148,6 +162,15 @@ impl World {
                 redemption["id"].as_str().expect("an id").to_owned()
             }
         }
+    }
+
+    async fn pool(&self) -> String {
+        let admin = &self.callers[1].client;
+        let pool = admin
+            .post("/v1/pools", json!({ "name": "A pool" }))
+            .await
+            .expect(201);
+        pool["id"].as_str().expect("an id").to_owned()
     }
 
     async fn coupon(&self, book_id: Uuid, holder: Option<Uuid>) -> String {

@@ -8,11 +8,12 @@ mod sweeps;
 use coupon_core::{
     Error,
     coupon::batch,
-    import,
+    distribution, import,
     job::{
         claim::{Claimed, Finished, Outcome},
         payload::{AssignCoupons, Payload},
     },
+    pool,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -38,6 +39,9 @@ pub(crate) async fn run(
             }
             Some(Payload::AssignBatch) => batch::step(connection, row.id).await,
             Some(Payload::ImportCodes) => import::step::step(connection, row.id).await,
+            Some(Payload::ImportMembers) => pool::import::step(connection, row.id).await,
+            Some(Payload::Distribute(of)) => distribution::step::step(connection, row.id, &of).await,
+            Some(Payload::UndoDistribution(of)) => distribution::undo::step(connection, row.id, &of).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
             Some(Payload::SweepLeftovers) => sweeps::leftovers(connection).await,
             Some(Payload::RollUp) => sweeps::roll_up(connection).await,

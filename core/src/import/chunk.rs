@@ -1,0 +1,210 @@
+//! The records of one step, read from the kept text: where they lie, what they say, and which cannot be read.
+//!
+//! Invariant: a chunk ends between two records, so its place is where the next step goes on; what cannot be read at all
+//! gets a step of its own, which leaves the place where it is. What a record says is the caller's: a coupon, a member.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    dialect::Layout,
+    records::{MAX_RECORD, Next, Place, Record, Records},
+    row::Fault,
+    text,
+    write::ErrorLine,
+};
+use crate::error::Result;
+
+/// Records of a step: about a tenth of a second in which the book's draw, or the pool, is held.
+pub const STEP_RECORDS: usize = 20_000;
+
+/// Text of a step, when records are long.
+const STEP_BYTES: i64 = 4 << 20;
+
+/// The most of a value that an error line shows, in characters.
+const SHOWN_VALUE: usize = 200;
+
+/// A row with the place of its record in the chunk.
+pub(crate) struct Numbered<R> {
+    /// Which record of the chunk.
+    pub(crate) record: usize,
+    /// What it says.
+    pub(crate) row: R,
+}
+
+/// The text that is read.
+pub(crate) struct Source {
+    /// Its upload.
+    pub(crate) upload_id: Uuid,
+    /// Its length.
+    pub(crate) text_bytes: i64,
+    /// Between fields.
+    pub(crate) delimiter: u8,
+}
+
+/// Reads records from `place` on until the step is full; `read` makes a row of each.
+///
+/// # Errors
+/// `expired` when the text is no longer kept.
+pub(crate) async fn read<R>(
+    connection: &mut PgConnection,
+    source: &Source,
+    place: Place,
+    read: impl Fn(&Record<'_>) -> Result<R, Fault>,
+) -> Result<Chunk<R>> {
+    let mut chunk = Chunk::new(place);
+    let mut records = Records::new(source.delimiter, place);
+    'pieces: while chunk.end.is_none() && !chunk.is_full(place) {
+        let at = records.read_to();
+        let piece = if at < source.text_bytes {
+            text::read(connection, source.upload_id, at).await?
+        } else {
+            Vec::new()
+        };
+        let last = at + i64::try_from(piece.len()).unwrap_or(0) >= source.text_bytes;
+        let mut rest = piece.as_slice();
+        while !chunk.is_full(place) {
+            match records.next(&mut rest, last) {
+                Next::Record(record) => {
+                    chunk.push(&record, read(&record));
+                    chunk.place = records.place();
+                }
+                Next::NeedInput => break,
+                Next::End => {
+                    chunk.place = records.place();
+                    chunk.end = Some(End::Whole);
+                    break;
+                }
+                // What cannot be read gets a step of its own, which leaves the cursor where it is.
+                Next::Unclosed(_) | Next::TooLong(_) if !chunk.lines.is_empty() => break 'pieces,
+                Next::Unclosed(line) => {
+                    chunk.stop(
+                        line,
+                        "unclosed_quote",
+                        "A quote that is opened on this line never closes.".into(),
+                    );
+                    break;
+                }
+                Next::TooLong(line) => {
+                    let detail = format!(
+                        "The record that starts on this line is longer than {} KiB; a quote may be open.",
+                        MAX_RECORD >> 10
+                    );
+                    chunk.stop(line, "record_too_long", detail);
+                    break;
+                }
+            }
+        }
+    }
+    Ok(chunk)
+}
+
+/// Why reading ended.
+pub(crate) enum End {
+    /// The text is used up.
+    Whole,
+    /// Nothing from this line on can be read.
+    Stopped(i64),
+}
+
+/// The records of a step: good ones as rows, the others as faults.
+pub(crate) struct Chunk<R> {
+    /// The good ones.
+    pub(crate) rows: Vec<Numbered<R>>,
+    /// What keeps others out, by record.
+    pub(crate) faults: Vec<(usize, Fault)>,
+    /// The line of each record.
+    pub(crate) lines: Vec<i64>,
+    /// The fields of all records, one after another, and where each record's begin.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    begins: Vec<(usize, usize)>,
+    /// Where the next step begins.
+    pub(crate) place: Place,
+    /// Why reading ended, if it did.
+    pub(crate) end: Option<End>,
+}
+
+impl<R> Chunk<R> {
+    fn new(place: Place) -> Self {
+        Self {
+            rows: Vec::new(),
+            faults: Vec::new(),
+            lines: Vec::new(),
+            bytes: Vec::new(),
+            ends: Vec::new(),
+            begins: Vec::new(),
+            place,
+            end: None,
+        }
+    }
+
+    fn is_full(&self, from: Place) -> bool {
+        self.lines.len() >= STEP_RECORDS || self.place.offset - from.offset >= STEP_BYTES
+    }
+
+    fn push(&mut self, record: &Record<'_>, read: Result<R, Fault>) {
+        let number = self.lines.len();
+        self.lines.push(record.line);
+        self.begins.push((self.bytes.len(), self.ends.len()));
+        for field in record.fields() {
+            self.bytes.extend_from_slice(field);
+            self.ends.push(self.bytes.len());
+        }
+        match read {
+            Ok(row) => self.rows.push(Numbered { record: number, row }),
+            Err(fault) => self.faults.push((number, fault)),
+        }
+    }
+
+    /// A record that cannot be read to its end.
+    fn stop(&mut self, line: i64, reason: &'static str, detail: String) {
+        self.faults
+            .push((self.lines.len(), Fault::new(None, reason, detail)));
+        self.begins.push((self.bytes.len(), self.ends.len()));
+        self.lines.push(line);
+        self.end = Some(End::Stopped(line));
+    }
+
+    /// The fields of a record as they were sent. What the database cannot hold (NUL) shows as U+FFFD.
+    fn original(&self, record: usize) -> Vec<String> {
+        let (mut begin, first) = self.begins[record];
+        let last = self
+            .begins
+            .get(record + 1)
+            .map_or(self.ends.len(), |(_, end)| *end);
+        self.ends[first..last]
+            .iter()
+            .map(|end| {
+                let field = &self.bytes[begin..*end];
+                begin = *end;
+                String::from_utf8_lossy(field).replace('\0', "\u{fffd}")
+            })
+            .collect()
+    }
+
+    /// The faults as error lines; `column` says which column is at fault.
+    pub(crate) fn error_lines(
+        &self,
+        layout: &Layout,
+        column: impl Fn(&Fault) -> Option<usize>,
+    ) -> Vec<ErrorLine> {
+        let line = |(record, fault): &(usize, Fault)| {
+            let original = self.original(*record);
+            let column = column(fault);
+            let value = column.and_then(|column| original.get(column));
+            ErrorLine {
+                line: self.lines[*record],
+                entry: serde_json::json!({
+                    "line": self.lines[*record],
+                    "column": column.map(|column| layout.name(column)),
+                    "reason": fault.reason,
+                    "detail": fault.detail,
+                    "value": value.map(|value| value.chars().take(SHOWN_VALUE).collect::<String>()),
+                }),
+                original: original.into(),
+            }
+        };
+        self.faults.iter().map(line).collect()
+    }
+}

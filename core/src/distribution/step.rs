@@ -250,45 +250,48 @@ impl Run {
     /// Writes the next drawn shares. The draws are done anew in each step: they follow from the seed, and nothing of
     /// them need be kept in between.
     async fn draw(&mut self, connection: &mut PgConnection) -> Result<Progress> {
-        let rooms = {
-            let mut rows = sqlx::query_scalar::<_, i32>(
-                "SELECT room FROM distribution_items WHERE book_id = $1 AND distribution_id = $2 AND state <> 'left_out'
-                 ORDER BY place, user_id",
+        // While this phase lasts next_place is a number of people, not a place.
+        let begin = usize::try_from(self.next_place).unwrap_or(0);
+        let (mut rooms, mut places, mut users) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            let mut rows = sqlx::query_as::<_, (i64, Uuid, i32)>(
+                "SELECT place, user_id, room FROM distribution_items
+                 WHERE book_id = $1 AND distribution_id = $2 AND state <> 'left_out' ORDER BY place, user_id",
             )
             .bind(self.book_id)
             .bind(self.id)
             .fetch(&mut *connection);
-            let mut rooms = Vec::new();
-            while let Some(room) = rows.try_next().await? {
+            while let Some((place, user_id, room)) = rows.try_next().await? {
+                if (begin..begin + DRAWN).contains(&rooms.len()) {
+                    places.push(place);
+                    users.push(user_id);
+                }
                 rooms.push(room.unsigned_abs());
             }
-            rooms
-        };
+        }
         let counts = Seed::from_bytes(self.seed.clone()).draw_counts(&rooms, self.planned.unsigned_abs());
-        // While this phase lasts next_place is a number of people, not a place.
-        let begin = usize::try_from(self.next_place).unwrap_or(0).min(counts.len());
         let end = counts.len().min(begin + DRAWN);
-        let slice: Vec<i32> = counts[begin..end]
+        let slice: Vec<i32> = counts[begin.min(end)..end]
             .iter()
             .map(|count| i32::try_from(*count).unwrap_or(i32::MAX))
             .collect();
+        give::join_by_hash(connection, true).await?;
         sqlx::query(
-            "WITH eligible AS (
-                 SELECT place, user_id, row_number() OVER (ORDER BY place, user_id) AS number FROM (
-                     SELECT place, user_id FROM distribution_items
-                     WHERE book_id = $1 AND distribution_id = $2 AND state <> 'left_out'
-                     ORDER BY place, user_id OFFSET $3 LIMIT $4) AS slice)
-             UPDATE distribution_items i SET wanted = n.count, state = 'planned'
-             FROM unnest($5::int[]) WITH ORDINALITY AS n (count, number) JOIN eligible e ON e.number = n.number
-             WHERE n.count > 0 AND i.book_id = $1 AND i.distribution_id = $2 AND i.place = e.place AND i.user_id = e.user_id",
+            "UPDATE distribution_items i SET wanted = n.count, state = 'planned'
+             FROM unnest($3::bigint[], $4::uuid[], $5::int[]) AS n (place, user_id, count)
+             WHERE n.count > 0 AND i.book_id = $1 AND i.distribution_id = $2 AND i.place = n.place AND i.user_id = n.user_id
+               AND i.place BETWEEN $6 AND $7",
         )
         .bind(self.book_id)
         .bind(self.id)
-        .bind(i64::try_from(begin).unwrap_or(0))
-        .bind(i64::try_from(slice.len()).unwrap_or(0))
+        .bind(&places)
+        .bind(users)
         .bind(slice)
-        .execute(connection)
+        .bind(places.first().copied().unwrap_or(0))
+        .bind(places.last().copied().unwrap_or(0))
+        .execute(&mut *connection)
         .await?;
+        give::join_by_hash(connection, false).await?;
         self.next_place = i64::try_from(end).unwrap_or(0);
         Ok(if end < counts.len() {
             Progress::More
@@ -299,6 +302,7 @@ impl Run {
 
     /// Lists the next of those for whom no coupon was left.
     async fn list_short(&mut self, connection: &mut PgConnection) -> Result<Progress> {
+        give::join_by_hash(connection, true).await?;
         let (people, missing): (i64, i64) = sqlx::query_as(
             "WITH next AS (
                  SELECT place, user_id, wanted - assigned AS missing, row_number() OVER (ORDER BY place, user_id) + $5 AS item
@@ -307,7 +311,8 @@ impl Run {
                        ORDER BY place, user_id LIMIT $6) AS waiting),
              marked AS (
                  UPDATE distribution_items i SET state = 'short', reason = $8 FROM next n
-                 WHERE i.book_id = $1 AND i.distribution_id = $2 AND i.place = n.place AND i.user_id = n.user_id),
+                 WHERE i.book_id = $1 AND i.distribution_id = $2 AND i.place = n.place AND i.user_id = n.user_id
+                   AND i.place BETWEEN $3 AND (SELECT max(place) FROM next)),
              listed AS (
                  INSERT INTO job_errors (job_id, seq, entry)
                  SELECT $7, item, jsonb_build_object('item', item, 'user_id', user_id, 'reason', $8::text, 'detail', $9::text)
@@ -323,8 +328,9 @@ impl Run {
         .bind(self.job_id)
         .bind(Reason::Shortage.as_str())
         .bind(Reason::Shortage.detail())
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await?;
+        give::join_by_hash(connection, false).await?;
         self.served += people;
         self.shortfall += missing;
         self.count(Reason::Shortage, people);

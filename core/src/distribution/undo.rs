@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{order::Seed, store};
+use super::{give, order::Seed, store};
 use crate::{
     coupon::{Origin, draw::DrawState},
     error::{Code, Refusal, Result},
@@ -250,6 +250,7 @@ impl Undo {
             .bind(&people)
             .execute(&mut *connection)
             .await?;
+        give::join_by_hash(connection, true).await?;
         let (coupons, allowances, items): (i64, i64, i64) = sqlx::query_as(TAKE_BACK)
             .bind(self.book_id)
             .bind(self.id)
@@ -269,6 +270,7 @@ impl Undo {
             .bind(places)
             .fetch_one(&mut *connection)
             .await?;
+        give::join_by_hash(connection, false).await?;
         if usize::try_from(coupons).ok() != Some(back.len()) || allowances != items {
             // Everything was locked and judged; anything else is a fault, and the whole step is rolled back.
             return Err(sqlx::Error::Protocol(
@@ -393,7 +395,7 @@ pub const TAKE_BACK: &str = "WITH o AS (
          FROM o),
      marked AS (
          UPDATE distribution_coupons d SET undone_at = now() FROM o
-         WHERE d.book_id = $1 AND d.distribution_id = $2 AND d.seq = o.seq),
+         WHERE d.book_id = $1 AND d.distribution_id = $2 AND d.seq = o.seq AND d.seq = ANY($7::bigint[])),
      given_back AS (
          UPDATE user_allowances a SET assigned_count = a.assigned_count - n.taken
          FROM unnest($14::uuid[], $15::int[]) AS n (user_id, taken)
@@ -403,5 +405,6 @@ pub const TAKE_BACK: &str = "WITH o AS (
          UPDATE distribution_items i SET undone = i.undone + n.taken
          FROM unnest($14::uuid[], $15::int[], $16::bigint[]) AS n (user_id, taken, place)
          WHERE i.book_id = $1 AND i.distribution_id = $2 AND i.place = n.place AND i.user_id = n.user_id
+           AND i.place = ANY($16::bigint[])
          RETURNING 1)
      SELECT (SELECT count(*) FROM c), (SELECT count(*) FROM given_back), (SELECT count(*) FROM told)";

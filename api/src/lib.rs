@@ -64,8 +64,10 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
             pools::Pools { app: app.clone() },
             distributions::Distributions { app: app.clone() },
         ),
-        jobs::Jobs { app: app.clone() },
-        jobs_admin::JobsAdmin { app: app.clone() },
+        (
+            jobs::Jobs { app: app.clone() },
+            jobs_admin::JobsAdmin { app: app.clone() },
+        ),
         audit::Audit { app: app.clone() },
         stats::Statistics { app: app.clone() },
         auth::Sessions { app: app.clone() },

@@ -48,7 +48,10 @@ pub(crate) struct Runner {
 /// How a run ended in the database.
 enum Ended {
     /// Settled, and committed with its effect.
-    Settled,
+    Settled {
+        /// Whether a job among them has a step to do, which is due at once.
+        next_step: bool,
+    },
     /// Charged for trouble or a crash; nothing else was done.
     Charged,
     /// Its effect was rolled back and its rows given back unharmed.
@@ -79,10 +82,14 @@ impl Runner {
         let rows = std::mem::take(&mut batch.rows);
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         match self.run_rows(tx, rows).await {
-            Ok(Ended::Settled) => {
+            Ok(Ended::Settled { next_step }) => {
                 batch.settled();
                 self.failures.forget(&ids);
                 self.signals.ring(Signal::Done);
+                if next_step {
+                    // A claim of this very queue may have looked while the row was locked, and waits for the bell now.
+                    self.signals.ring(Signal::Due);
+                }
             }
             Ok(Ended::Charged) => {
                 // No reason to wait: what was charged and is to wait has its own time.
@@ -132,14 +139,18 @@ impl Runner {
         // The outcomes belong to the run: one that cannot be written is its job's trouble, not the batch's.
         let run = async {
             let outcomes = jobs::run(&mut tx, sound).await?;
-            Ok::<Vec<Ending>, Error>(claim::settle(&mut tx, outcomes).await?)
+            let next_step = outcomes
+                .iter()
+                .any(|(_, outcome)| matches!(outcome, Outcome::NextStep(_)));
+            let endings: Vec<Ending> = claim::settle(&mut tx, outcomes).await?;
+            Ok::<_, Error>((endings, next_step))
         };
         let ran = tokio::time::timeout(STEP_PATIENCE, AssertUnwindSafe(run).catch_unwind()).await;
         let trouble = match ran {
-            Ok(Ok(Ok(endings))) => {
+            Ok(Ok(Ok((endings, next_step)))) => {
                 db::commit(tx).await?;
                 metrics::jobs_ended(&endings);
-                return Ok(Ended::Settled);
+                return Ok(Ended::Settled { next_step });
             }
             Ok(Ok(Err(error))) => {
                 let passing = matches!(&error, Error::Store(store) if store.is_retryable());

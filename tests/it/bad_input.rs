@@ -33,6 +33,12 @@ impl Scene {
         let (_, user_id) = service.user(Role::User).await;
         let book_id = admin.book(json!({})).await;
         admin.codes(book_id, &["CODE-1".to_owned()]).await;
+        // The pool of every path that wants one.
+        sqlx::query("INSERT INTO pools (id, created_by, name) VALUES ($1, $1, 'A pool')")
+            .bind(Uuid::nil())
+            .execute(service.db.pool())
+            .await
+            .expect("a pool");
         service.stop_workers().await; // what is accepted from here on stays queued
         let job = admin.get("/v1/jobs").await.expect(200)["data"][0].clone();
         let key = admin

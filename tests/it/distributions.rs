@@ -78,9 +78,11 @@ const PROMISES: [(&str, &str); 7] = [
     ),
     (
         "what was given to a person are as many coupons as the item says",
-        "SELECT count(*) FROM distribution_items i WHERE i.book_id = $1 AND i.assigned <> (
-             SELECT count(*) FROM distribution_coupons g
-             WHERE g.book_id = $1 AND g.distribution_id = i.distribution_id AND g.user_id = i.user_id)",
+        "SELECT count(*) FROM (SELECT distribution_id, user_id, assigned FROM distribution_items
+                               WHERE book_id = $1 AND assigned > 0) AS i
+         FULL JOIN (SELECT distribution_id, user_id, count(*) AS given FROM distribution_coupons
+                    WHERE book_id = $1 GROUP BY 1, 2) AS g USING (distribution_id, user_id)
+         WHERE i.assigned IS DISTINCT FROM g.given",
     ),
     (
         "what was wanted was given, is missing or was withheld, once the run has ended",

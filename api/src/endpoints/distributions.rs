@@ -329,7 +329,7 @@ pub enum Distributed {
     /// The plan.
     Plan(Reply<PlanView>),
     /// The job.
-    Job(JobReply),
+    Job(Box<JobReply>),
 }
 
 impl IntoResponse for Distributed {
@@ -417,14 +417,14 @@ impl Distributions {
         let mut once = match Once::begin(app, app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => {
-                return Ok(Distributed::Job(jobs::replay(app, &auth, answer, prefer).await?));
+                let job = jobs::replay(app, &auth, answer, prefer).await?;
+                return Ok(Distributed::Job(Box::new(job)));
             }
         };
         let accepted = create::accept(once.tx(), &request, origin(&auth, &id)).await;
         let job_id = once.finish_job(accepted).await?;
-        Ok(Distributed::Job(
-            jobs::reply(app, &auth, job_id, prefer, false).await?,
-        ))
+        let job = jobs::reply(app, &auth, job_id, prefer, false).await?;
+        Ok(Distributed::Job(Box::new(job)))
     }
 
     /// List distributions, newest first.

@@ -55,7 +55,7 @@ pub const GIVE: &str = "WITH o AS (
          INSERT INTO events (book_id, id, actor_kind, actor_id, job_id, kind, code_key, request_id, before, after)
          SELECT $1, uuid_v7(), $7, $8, $9, 'coupon_assigned', c.code_key, $10, '{\"state\": \"unassigned\"}'::jsonb,
                 jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id)
-         FROM c),
+         FROM c ORDER BY c.code_key),
      noted AS (
          INSERT INTO distribution_coupons (book_id, distribution_id, seq, draw_key, user_id, code_key)
          SELECT $1, $2, $6 + o.number, o.draw_key, o.user_id, o.code_key FROM o ORDER BY o.number),
@@ -71,7 +71,8 @@ pub const GIVE: &str = "WITH o AS (
          FROM unnest($11::bigint[], $12::uuid[], $13::int[], $14::text[], $15::text[])
              AS n (place, user_id, added, state, reason)
          WHERE i.book_id = $1 AND i.distribution_id = $2 AND i.place = n.place AND i.user_id = n.user_id
-           AND i.place = ANY($11::bigint[])
+           -- The people of a step are neighbours: without this all of the distribution's are read.
+           AND i.place BETWEEN ($11::bigint[])[1] AND ($11::bigint[])[cardinality($11::bigint[])]
          RETURNING 1)
      SELECT (SELECT count(*) FROM c), (SELECT count(*) FROM counted), (SELECT count(*) FROM served)";
 

@@ -405,6 +405,7 @@ pub const TAKE_BACK: &str = "WITH o AS (
          UPDATE distribution_items i SET undone = i.undone + n.taken
          FROM unnest($14::uuid[], $15::int[], $16::bigint[]) AS n (user_id, taken, place)
          WHERE i.book_id = $1 AND i.distribution_id = $2 AND i.place = n.place AND i.user_id = n.user_id
-           AND i.place = ANY($16::bigint[])
+           -- They were served as neighbours: without this all of the distribution's people are read.
+           AND i.place BETWEEN (SELECT min(p) FROM unnest($16::bigint[]) AS p) AND (SELECT max(p) FROM unnest($16::bigint[]) AS p)
          RETURNING 1)
      SELECT (SELECT count(*) FROM c), (SELECT count(*) FROM given_back), (SELECT count(*) FROM told)";

@@ -47,12 +47,13 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
-        api_keys, assign, audit, auth, books, codes, coupons, health, jobs, jobs_admin, me, redemptions,
-        setup, till, users,
+        api_keys, assign, audit, auth, books, codes, coupons, exports, health, jobs, jobs_admin, me,
+        redemptions, setup, till, users,
     };
     let endpoints = (
         books::Books { app: app.clone() },
         codes::Codes { app: app.clone() },
+        exports::Exports { app: app.clone() },
         coupons::Coupons { app: app.clone() },
         assign::Assign { app: app.clone() },
         till::Till { app: app.clone() },

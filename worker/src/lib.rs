@@ -14,6 +14,7 @@ use coupon_core::{
     db::{Db, Role},
     error::StoreError,
     job::{Queue, signals::Signals},
+    retention::Retention,
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -41,18 +42,24 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts workers for `queues`, and the clock of the sweeps if the system queue is among them.
+    /// Starts workers for `queues`, and the clock of the sweeps if the system queue is among them; `keep` says what
+    /// these forget.
     ///
     /// # Errors
     /// When `url` is not a PostgreSQL connection URL.
-    pub fn start(url: &str, queues: &[Queue], signals: &Signals) -> Result<Self, StoreError> {
+    pub fn start(
+        url: &str,
+        queues: &[Queue],
+        signals: &Signals,
+        keep: Retention,
+    ) -> Result<Self, StoreError> {
         let batches: usize = queues.iter().map(|queue| shape(*queue).0).sum();
         // A batch holds one connection from its claim to its commit; two more serve claims under way.
         let size = u32::try_from(batches + queues.len()).unwrap_or(16).max(2);
         let db = Db::connect(url, Role::Worker, size)?;
         // Marks commit apart from the batches, on connections that no batch can use up.
         let marks = Db::connect(url, Role::Worker, 2)?;
-        let runner = Arc::new(Runner::new(db.clone(), marks.clone(), signals.clone()));
+        let runner = Arc::new(Runner::new(db.clone(), marks.clone(), signals.clone(), keep));
         let (stop, stopping) = watch::channel(false);
         let mut tasks = Vec::new();
         for queue in queues {

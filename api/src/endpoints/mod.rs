@@ -10,6 +10,7 @@ pub mod auth;
 pub mod books;
 pub mod codes;
 pub mod coupons;
+pub mod exports;
 pub mod health;
 pub mod jobs;
 pub mod jobs_admin;

@@ -52,7 +52,7 @@ macro_rules! redemption_columns {
          (SELECT v.redeemed_at FROM redemptions v WHERE v.book_id = r.book_id AND v.reverses_id = r.id) AS rolled_back_at"
     };
 }
-pub(super) use redemption_columns;
+pub(crate) use redemption_columns;
 
 /// Spends one use. Repeated with the token of a redemption that happened, it gives that redemption again.
 ///

@@ -34,6 +34,7 @@ struct Row {
     created_at: DateTime<Utc>,
     started_at: Option<DateTime<Utc>>,
     finished_at: Option<DateTime<Utc>>,
+    expired_at: Option<DateTime<Utc>>,
     seconds: Option<f64>,
 }
 
@@ -41,7 +42,7 @@ macro_rules! select_jobs {
     ($rest:literal) => {
         concat!(
             "SELECT id, kind, state, progress_done, progress_total, progress_unit, counts, result, error_code, error_detail,
-                    attempts, book_id, created_by, created_at, started_at, finished_at,
+                    attempts, book_id, created_by, created_at, started_at, finished_at, expired_at,
                     extract(epoch FROM coalesce(finished_at, clock_timestamp()) - started_at)::float8 AS seconds
              FROM jobs ",
             $rest
@@ -85,6 +86,7 @@ impl From<Row> for Job {
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
+            expired_at: row.expired_at,
         }
     }
 }
@@ -190,7 +192,7 @@ pub struct ErrorLine {
 /// What a job could not do, in order, behind `after`.
 ///
 /// # Errors
-/// `not_found`.
+/// `not_found`, `expired`.
 pub async fn list_errors(
     connection: &mut PgConnection,
     caller: &Caller,
@@ -198,7 +200,7 @@ pub async fn list_errors(
     after: Option<i64>,
     limit: i64,
 ) -> Result<Page<ErrorLine>> {
-    find(connection, caller, job_id).await?;
+    find(connection, caller, job_id).await?.require_kept()?;
     let rows: Vec<(i64, serde_json::Value)> = sqlx::query_as(
         "SELECT seq, entry FROM job_errors WHERE job_id = $1 AND seq > coalesce($2, -1) ORDER BY seq LIMIT $3",
     )

@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::error::{Code, Refusal, Result};
+
 /// The queues; each has workers of its own, so that assigns overtake imports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Queue {
@@ -59,11 +61,13 @@ pub enum Kind {
     AssignBatch,
     /// Put given codes into a book.
     Import,
+    /// Write a book's coupons or redemptions to a file.
+    Export,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Assign, Self::AssignBatch, Self::Import];
+    pub const ALL: [Self; 4] = [Self::Assign, Self::AssignBatch, Self::Import, Self::Export];
 
     /// The spelling on the wire.
     pub fn as_str(self) -> &'static str {
@@ -71,6 +75,7 @@ impl Kind {
             Self::Assign => "assign",
             Self::AssignBatch => "assign_batch",
             Self::Import => "import",
+            Self::Export => "export",
         }
     }
 
@@ -79,7 +84,7 @@ impl Kind {
         match self {
             Self::Assign => "coupons",
             Self::AssignBatch => "items",
-            Self::Import => "rows",
+            Self::Import | Self::Export => "rows",
         }
     }
 }
@@ -173,6 +178,25 @@ pub struct Job {
     pub finished_at: Option<DateTime<Utc>>,
     /// Whether there is a list of what it could not do.
     pub has_errors: bool,
+    /// When retention began to remove that list, or its file; `None` while they are kept.
+    pub expired_at: Option<DateTime<Utc>>,
+}
+
+impl Job {
+    /// Asks that what the job has left, a list of errors or a file, is kept still.
+    ///
+    /// # Errors
+    /// `expired`.
+    pub fn require_kept(&self) -> Result<()> {
+        match self.expired_at {
+            None => Ok(()),
+            Some(_) => Err(Refusal::new(
+                Code::Expired,
+                "This was kept for a while and is no longer kept; settings of the service say for how long.",
+            )
+            .into()),
+        }
+    }
 }
 
 /// How far a job is.

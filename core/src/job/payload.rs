@@ -18,6 +18,8 @@ pub enum Payload {
     AssignBatch,
     /// Put the codes of an upload into a book; where it stands is in `imports`.
     ImportCodes,
+    /// Write a book's coupons or redemptions to a file; where it stands is in `exports`.
+    ExportBook,
     /// Turn lapsed locks back.
     SweepLocks,
     /// Forget what is kept only for a while.
@@ -29,7 +31,7 @@ impl Payload {
     pub fn queue(&self) -> Queue {
         match self {
             Self::AssignCoupons(_) => Queue::Assign,
-            Self::AssignBatch | Self::ImportCodes => Queue::Bulk,
+            Self::AssignBatch | Self::ImportCodes | Self::ExportBook => Queue::Bulk,
             Self::SweepLocks | Self::SweepLeftovers => Queue::System,
         }
     }
@@ -40,6 +42,7 @@ impl Payload {
             Self::AssignCoupons(_) => Some(Kind::Assign),
             Self::AssignBatch => Some(Kind::AssignBatch),
             Self::ImportCodes => Some(Kind::Import),
+            Self::ExportBook => Some(Kind::Export),
             Self::SweepLocks | Self::SweepLeftovers => None,
         }
     }

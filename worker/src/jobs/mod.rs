@@ -8,11 +8,12 @@ mod sweeps;
 use coupon_core::{
     Error,
     coupon::batch,
-    import,
+    export, import,
     job::{
         claim::{Claimed, Finished, Outcome},
         payload::{AssignCoupons, Payload},
     },
+    retention::Retention,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -26,6 +27,7 @@ use crate::verdict::{Verdict, verdict};
 pub(crate) async fn run(
     connection: &mut PgConnection,
     rows: Vec<Claimed>,
+    keep: &Retention,
 ) -> Result<Vec<(Uuid, Outcome)>, Error> {
     let mut outcomes = Vec::with_capacity(rows.len());
     let mut assigns: Vec<(Uuid, AssignCoupons)> = Vec::new();
@@ -38,8 +40,9 @@ pub(crate) async fn run(
             }
             Some(Payload::AssignBatch) => batch::step(connection, row.id).await,
             Some(Payload::ImportCodes) => import::step::step(connection, row.id).await,
+            Some(Payload::ExportBook) => export::step::step(connection, row.id).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
-            Some(Payload::SweepLeftovers) => sweeps::leftovers(connection).await,
+            Some(Payload::SweepLeftovers) => sweeps::leftovers(connection, keep).await,
         };
         let outcome = match step {
             Ok(outcome) => outcome,

@@ -19,6 +19,7 @@ use coupon_core::{
         claim::{self, Claimed, Finished, MAX_ATTEMPTS, Outcome},
         signals::{Signal, Signals},
     },
+    retention::Retention,
 };
 use futures_util::FutureExt;
 use uuid::Uuid;
@@ -41,6 +42,7 @@ pub(crate) struct Runner {
     db: Db,
     marks: Db,
     signals: Signals,
+    keep: Retention,
     failures: Failures,
 }
 
@@ -55,11 +57,12 @@ enum Ended {
 }
 
 impl Runner {
-    pub(crate) fn new(db: Db, marks: Db, signals: Signals) -> Self {
+    pub(crate) fn new(db: Db, marks: Db, signals: Signals, keep: Retention) -> Self {
         Self {
             db,
             marks,
             signals,
+            keep,
             failures: Failures::default(),
         }
     }
@@ -127,7 +130,7 @@ impl Runner {
         savepoint(&mut tx, "SAVEPOINT run").await?;
         // The outcomes belong to the run: one that cannot be written is its job's trouble, not the batch's.
         let run = async {
-            let outcomes = jobs::run(&mut tx, sound).await?;
+            let outcomes = jobs::run(&mut tx, sound, &self.keep).await?;
             claim::settle(&mut tx, outcomes).await?;
             Ok::<(), Error>(())
         };

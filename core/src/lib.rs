@@ -9,6 +9,7 @@ pub mod caller;
 pub mod config;
 pub mod coupon;
 pub mod db;
+pub mod doctor;
 pub mod error;
 pub mod export;
 pub mod id;

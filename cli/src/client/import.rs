@@ -153,7 +153,7 @@ async fn open(path: &PathBuf) -> Done<(Source, Option<u64>)> {
         ));
     }
     // A pipe has no length of its own.
-    let length = meta.is_file().then(|| meta.len());
+    let length = meta.is_file().then_some(meta.len());
     Ok((Box::new(file), length))
 }
 

@@ -281,7 +281,7 @@ pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid)
     let payload: Option<sqlx::types::Json<Payload>> = sqlx::query_scalar(
         "UPDATE jobs SET state = 'queued', finished_at = NULL, error_code = NULL, error_detail = NULL, result = NULL,
                 attempts = 0, cancel_requested_at = NULL
-         WHERE id = $1 AND state = 'failed' AND error_code = ANY($2::text[])
+         WHERE id = $1 AND state = 'failed' AND error_code = ANY($2::text[]) AND expired_at IS NULL
          RETURNING payload",
     )
     .bind(job_id)
@@ -289,8 +289,7 @@ pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid)
     .fetch_optional(&mut *connection)
     .await?;
     let Some(payload) = payload else {
-        let detail =
-            "Only a job that failed for trouble of the service can be tried again; ask anew instead.";
+        let detail = "Only a job that failed for trouble of the service and has lost nothing to retention can be tried again.";
         return Err(Refusal::new(Code::JobNotRetryable, detail).into());
     };
     enqueue::requeue(connection, [(job_id, &payload.0)].into_iter()).await?;

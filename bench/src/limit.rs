@@ -43,5 +43,12 @@ pub(crate) async fn pgbench(
 /// # Errors
 /// As [`pgbench`].
 pub(crate) async fn commits(bin_dir: &Path, url: &str, seconds: u64) -> anyhow::Result<f64> {
-    pgbench(bin_dir, url, 16, seconds, "INSERT INTO bench.floor (value) VALUES (1);\n").await
+    pgbench(
+        bin_dir,
+        url,
+        16,
+        seconds,
+        "INSERT INTO bench.floor (value) VALUES (1);\n",
+    )
+    .await
 }

@@ -42,7 +42,9 @@ impl Sample {
     pub(crate) fn quantile(&self, q: f64) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
         let at = (last as f64 * q).round() as usize;
-        self.latencies.get(at).map_or(f64::NAN, |micros| f64::from(*micros) / 1_000.0)
+        self.latencies
+            .get(at)
+            .map_or(f64::NAN, |micros| f64::from(*micros) / 1_000.0)
     }
 }
 
@@ -136,7 +138,9 @@ pub(crate) async fn run(
             let mut latencies = Vec::new();
             let mut last = None;
             while Instant::now() < until {
-                let Some(request) = script(last.as_ref()) else { break };
+                let Some(request) = script(last.as_ref()) else {
+                    break;
+                };
                 let asked = Instant::now();
                 let answer = connection.ask(&request).await?;
                 if answer.status == 200 {

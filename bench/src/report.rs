@@ -72,7 +72,10 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "`{}` ({})\n", self.command.trim_end(), self.machine)?;
-        writeln!(f, "| figure | what | measured | limit in the same run | result | must | met |")?;
+        writeln!(
+            f,
+            "| figure | what | measured | limit in the same run | result | must | met |"
+        )?;
         writeln!(f, "|---|---|---|---|---|---|---|")?;
         for line in &self.lines {
             writeln!(
@@ -95,7 +98,10 @@ fn output(program: &str, arguments: &[&str]) -> String {
     std::process::Command::new(program)
         .args(arguments)
         .output()
-        .map_or_else(|_| String::new(), |out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+        .map_or_else(
+            |_| String::new(),
+            |out| String::from_utf8_lossy(&out.stdout).trim().to_owned(),
+        )
 }
 
 /// The middle of the values.

@@ -26,12 +26,7 @@ pub(crate) async fn throughput(stand: &Stand, effort: Effort, report: &mut Repor
                 let user = stand.users[number % stand.users.len()];
                 let body = json!({ "book_id": book_id, "user_id": user }).to_string();
                 let [key] = stand.headers();
-                let bytes = request(
-                    "POST",
-                    "/v1/coupons/assign",
-                    &[key, ("Prefer", "wait=30")],
-                    &body,
-                );
+                let bytes = request("POST", "/v1/coupons/assign", &[key, ("Prefer", "wait=30")], &body);
                 Box::new(move |_| Some(bytes.clone()))
             };
             let time = Duration::from_secs(effort.seconds);

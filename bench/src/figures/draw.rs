@@ -114,7 +114,9 @@ async fn draws(stand: &Stand, book_id: Uuid, count: usize) -> anyhow::Result<Cos
             })
             .collect();
         let mut tx = stand.db.begin().await?;
-        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *tx).await?;
+        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")
+            .fetch_one(&mut *tx)
+            .await?;
         let (begun, before) = (Instant::now(), cpu_seconds(pid)?);
         let answers = assign::assign(&mut tx, book_id, &requests).await?;
         db::commit(tx).await?;

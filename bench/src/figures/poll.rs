@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use anyhow::Context;
-use poem::{Route, Server, get, handler, listener::{Acceptor, Listener, TcpListener}};
+use poem::{
+    Route, Server, get, handler,
+    listener::{Acceptor, Listener, TcpListener},
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -51,7 +54,9 @@ pub(crate) async fn measure(stand: &Stand, effort: Effort, report: &mut Report) 
         .spawn()?;
     let mut lines = BufReader::new(hello.stdout.take().context("piped")?).lines();
     let address = lines.next_line().await?.context("no address")?;
-    let address: SocketAddr = address.parse().with_context(|| format!("{address} is no address"))?;
+    let address: SocketAddr = address
+        .parse()
+        .with_context(|| format!("{address} is no address"))?;
 
     let jobs = jobs(stand).await?;
     let time = Duration::from_secs(effort.seconds);
@@ -105,9 +110,11 @@ async fn jobs(stand: &Stand) -> anyhow::Result<Vec<Uuid>> {
         jobs.push(job["id"].as_str().context("no id")?.parse()?);
     }
     // A tenth still runs, as far as the ledger says.
-    sqlx::query("UPDATE jobs SET state = 'running', finished_at = NULL, started_at = now() WHERE id = ANY($1)")
-        .bind(&jobs[..JOBS / 10])
-        .execute(&stand.pool)
-        .await?;
+    sqlx::query(
+        "UPDATE jobs SET state = 'running', finished_at = NULL, started_at = now() WHERE id = ANY($1)",
+    )
+    .bind(&jobs[..JOBS / 10])
+    .execute(&stand.pool)
+    .await?;
     Ok(jobs)
 }

@@ -20,7 +20,10 @@ pub(crate) async fn measure(stand: &mut Stand, effort: Effort, report: &mut Repo
         lapse(stand, count).await?;
         let begun = Instant::now();
         let mut tx = stand.db.begin().await?;
-        sqlx::query(sweep::SWEEP).bind(i64::from(count)).execute(&mut *tx).await?;
+        sqlx::query(sweep::SWEEP)
+            .bind(i64::from(count))
+            .execute(&mut *tx)
+            .await?;
         db::commit(tx).await?;
         limits.push(f64::from(count) / begun.elapsed().as_secs_f64());
 

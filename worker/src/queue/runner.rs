@@ -48,8 +48,8 @@ pub(crate) struct Runner {
 
 /// How a run ended in the database.
 enum Ended {
-    /// Settled, and committed with its effect.
-    Settled,
+    /// Settled, and committed with its effect; whether a further step is due now.
+    Settled { goes_on: bool },
     /// Charged for trouble or a crash; nothing else was done.
     Charged,
     /// Its effect was rolled back and its rows given back unharmed.
@@ -81,9 +81,13 @@ impl Runner {
         let rows = std::mem::take(&mut batch.rows);
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         match self.run_rows(tx, rows).await {
-            Ok(Ended::Settled) => {
+            Ok(Ended::Settled { goes_on }) => {
                 batch.settled();
                 self.failures.forget(&ids);
+                if goes_on {
+                    // Who looked for work while the step ran found its row locked, and would wait for the next look.
+                    self.signals.ring(Signal::Due);
+                }
                 self.signals.ring(Signal::Done);
             }
             Ok(Ended::Charged) => {
@@ -131,14 +135,17 @@ impl Runner {
         // The outcomes belong to the run: one that cannot be written is its job's trouble, not the batch's.
         let run = async {
             let outcomes = jobs::run(&mut tx, sound, &self.keep).await?;
+            let goes_on = outcomes
+                .iter()
+                .any(|(_, outcome)| matches!(outcome, Outcome::NextStep(_)));
             claim::settle(&mut tx, outcomes).await?;
-            Ok::<(), Error>(())
+            Ok::<bool, Error>(goes_on)
         };
         let ran = tokio::time::timeout(STEP_PATIENCE, AssertUnwindSafe(run).catch_unwind()).await;
         let trouble = match ran {
-            Ok(Ok(Ok(()))) => {
+            Ok(Ok(Ok(goes_on))) => {
                 db::commit(tx).await?;
-                return Ok(Ended::Settled);
+                return Ok(Ended::Settled { goes_on });
             }
             Ok(Ok(Err(error))) => {
                 let passing = matches!(&error, Error::Store(store) if store.is_retryable());

@@ -49,17 +49,20 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
-        api_keys, assign, audit, auth, books, codes, coupons, distributions, health, jobs, jobs_admin, me,
-        pools, redemptions, setup, stats, till, users,
+        api_keys, assign, audit, auth, books, codes, coupons, distributions, exports, health, jobs,
+        jobs_admin, me, pools, redemptions, setup, stats, till, users,
     };
     let endpoints = (
         books::Books { app: app.clone() },
-        codes::Codes { app: app.clone() },
+        // A tuple has at most sixteen; what belongs together makes one of its own.
+        (
+            codes::Codes { app: app.clone() },
+            exports::Exports { app: app.clone() },
+        ),
         coupons::Coupons { app: app.clone() },
         assign::Assign { app: app.clone() },
         till::Till { app: app.clone() },
         redemptions::Redemptions { app: app.clone() },
-        // A tuple has at most sixteen; what belongs together makes one of its own.
         (
             pools::Pools { app: app.clone() },
             distributions::Distributions { app: app.clone() },

@@ -1,17 +1,19 @@
 //! `couponbook`, the one binary: the service's processes and its administration.
 //!
 //! Invariant: data goes to stdout, everything else to stderr; the exit code is 0 when it went well, 1 when it failed and
-//! 2 when the command line or the settings cannot be used.
+//! 2 when the command line or the settings cannot be used; the client commands know more ([`client::Exit`]).
 
 mod admin;
+mod client;
 mod demo;
+mod doctor;
 mod processes;
 mod secrets;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use coupon_core::{config::Settings, job::Queue, telemetry};
 
 /// Coupon books: hand out codes, hold them, redeem them, each exactly once.
@@ -52,13 +54,26 @@ enum Command {
     },
     /// Bring the database's schema up to date.
     Migrate,
+    /// Look at what a service needs and say plainly what is wrong.
+    Doctor {
+        /// Print one JSON object for each check.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the OpenAPI document.
     Openapi,
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which.
+        shell: clap_complete::Shell,
+    },
     /// Administration that needs the database.
     Admin {
         #[command(subcommand)]
         command: AdminCommand,
     },
+    #[command(flatten)]
+    Client(client::ClientCommand),
 }
 
 #[derive(Args)]
@@ -127,7 +142,7 @@ fn main() -> ExitCode {
     // Whatever still runs in the background is safe to drop: effects live in transactions.
     runtime.shutdown_background();
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => fail(&error, 1),
     }
 }
@@ -152,17 +167,23 @@ fn settings(cli: &Cli) -> anyhow::Result<Settings> {
     Ok(settings)
 }
 
-async fn run(command: Command, settings: Settings) -> anyhow::Result<()> {
+async fn run(command: Command, settings: Settings) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Up { demo, .. } => processes::up(settings, demo).await,
-        Command::Api { .. } => processes::api(settings).await,
+        Command::Up { demo, .. } => processes::up(settings, demo).await?,
+        Command::Api { .. } => processes::api(settings).await?,
         Command::Worker { queues } => {
-            processes::worker(settings, queues.into_iter().map(Queue::from).collect()).await
+            processes::worker(settings, queues.into_iter().map(Queue::from).collect()).await?;
         }
-        Command::Migrate => processes::migrate(&settings).await,
-        Command::Openapi => {
-            print(&processes::openapi(&settings)?);
-            Ok(())
+        Command::Migrate => processes::migrate(&settings).await?,
+        Command::Doctor { json } => {
+            let well = doctor::run(&settings, json).await;
+            return Ok(ExitCode::from(u8::from(!well)));
+        }
+        Command::Openapi => print(&processes::openapi(&settings)?),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "couponbook", &mut script);
+            print(String::from_utf8_lossy(&script).trim_end());
         }
         Command::Admin {
             command: AdminCommand::CreateUser { email, name, role },
@@ -173,9 +194,11 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<()> {
             };
             admin::create_user(&settings, email, name, role)
                 .await
-                .context("the account was not made")
+                .context("the account was not made")?;
         }
+        Command::Client(command) => return Ok(client::run(command, &settings).await),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A line of data for whoever called.

@@ -80,7 +80,7 @@ pub(crate) async fn up(mut settings: Settings, with_demo: bool) -> anyhow::Resul
         let url = database_url(&settings)?.to_owned();
         migrate(&settings).await?;
         let signals = Signals::start(&url)?;
-        let workers = Workers::start(&url, &Queue::ALL, &signals)?;
+        let workers = Workers::start(&url, &Queue::ALL, &signals, settings.retention())?;
         let demo = if with_demo {
             Some(demo::prepare(&url, &signals).await?)
         } else {
@@ -232,7 +232,7 @@ pub(crate) async fn worker(settings: Settings, queues: Vec<Queue>) -> anyhow::Re
     let stop = Stop::new()?;
     let url = database_url(&settings)?;
     let signals = Signals::start(url)?;
-    let workers = Workers::start(url, &queues, &signals)?;
+    let workers = Workers::start(url, &queues, &signals, settings.retention())?;
     let exposition = Exposition::new(Db::connect(url, Role::Api, 1)?);
     let metrics = metrics_server(&settings, exposition).await?;
     let names: Vec<&str> = queues.iter().map(|queue| queue.name()).collect();

@@ -17,6 +17,10 @@
 //! | `database_connections` | `COUPONBOOK_DATABASE_CONNECTIONS` | of the HTTP role to PostgreSQL | 24 |
 //! | `queue_limit` | `COUPONBOOK_QUEUE_LIMIT` | due jobs beyond which new ones are refused | 1000000 |
 //! | `max_upload_bytes` | `COUPONBOOK_MAX_UPLOAD_BYTES` | of one file's text | 4294967296 |
+//! | `keep_jobs_days` | `COUPONBOOK_KEEP_JOBS_DAYS` | days a job can be read after its end; twice that if it left a list of errors or a file | 30 |
+//! | `keep_reports_days` | `COUPONBOOK_KEEP_REPORTS_DAYS` | days its list of errors is kept | 30 |
+//! | `keep_exports_days` | `COUPONBOOK_KEEP_EXPORTS_DAYS` | days an export's file is kept | 30 |
+//! | `keep_uploads_days` | `COUPONBOOK_KEEP_UPLOADS_DAYS` | days an import's text is kept | 1 |
 //! | `pg_bin` | `PG_BIN` | directory of the PostgreSQL programs | looked for |
 //! | `url` | `COUPONBOOK_URL` | the service that the client commands talk to | `http://127.0.0.1:8080` |
 //! | `api_key` | `COUPONBOOK_API_KEY` | with which key | none |
@@ -25,7 +29,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
 
-use crate::telemetry::Format;
+use crate::{retention::Retention, telemetry::Format};
 
 /// A secret that neither prints nor serialises itself.
 #[derive(Clone, PartialEq, Eq, serde::Deserialize)]
@@ -91,6 +95,10 @@ pub struct Settings {
     pub database_connections: u32,
     pub queue_limit: u64,
     pub max_upload_bytes: u64,
+    pub keep_jobs_days: u32,
+    pub keep_reports_days: u32,
+    pub keep_exports_days: u32,
+    pub keep_uploads_days: u32,
     pub pg_bin: Option<PathBuf>,
     pub url: String,
     pub api_key: Option<Secret>,
@@ -98,6 +106,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
+        let keep = Retention::default();
         Self {
             database_url: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
@@ -115,6 +124,10 @@ impl Default for Settings {
             database_connections: 24,
             queue_limit: 1_000_000,
             max_upload_bytes: 4 << 30,
+            keep_jobs_days: keep.jobs,
+            keep_reports_days: keep.reports,
+            keep_exports_days: keep.exports,
+            keep_uploads_days: keep.uploads,
             pg_bin: None,
             url: "http://127.0.0.1:8080".to_owned(),
             api_key: None,
@@ -123,7 +136,7 @@ impl Default for Settings {
 }
 
 /// Every key and its environment variable.
-pub const KEYS: [(&str, &str); 19] = [
+pub const KEYS: [(&str, &str); 23] = [
     ("database_url", "COUPONBOOK_DATABASE_URL"),
     ("listen", "COUPONBOOK_LISTEN"),
     ("metrics_listen", "COUPONBOOK_METRICS_LISTEN"),
@@ -140,10 +153,17 @@ pub const KEYS: [(&str, &str); 19] = [
     ("database_connections", "COUPONBOOK_DATABASE_CONNECTIONS"),
     ("queue_limit", "COUPONBOOK_QUEUE_LIMIT"),
     ("max_upload_bytes", "COUPONBOOK_MAX_UPLOAD_BYTES"),
+    ("keep_jobs_days", "COUPONBOOK_KEEP_JOBS_DAYS"),
+    ("keep_reports_days", "COUPONBOOK_KEEP_REPORTS_DAYS"),
+    ("keep_exports_days", "COUPONBOOK_KEEP_EXPORTS_DAYS"),
+    ("keep_uploads_days", "COUPONBOOK_KEEP_UPLOADS_DAYS"),
     ("pg_bin", "PG_BIN"),
     ("url", "COUPONBOOK_URL"),
     ("api_key", "COUPONBOOK_API_KEY"),
 ];
+
+/// Idempotency keys are kept for two days and name jobs.
+const LEAST_JOB_DAYS: u32 = 2;
 
 /// The prefix of this service's variables.
 const PREFIX: &str = "COUPONBOOK_";
@@ -180,11 +200,27 @@ impl Settings {
         for (key, value) in flags {
             table.insert((*key).to_owned(), typed(key, value.clone()));
         }
-        toml::Value::Table(table)
+        let settings: Self = toml::Value::Table(table)
             .try_into()
             .map_err(|error: toml::de::Error| {
                 SettingsError(format!("the settings cannot be used: {}", error.message()))
-            })
+            })?;
+        if settings.keep_jobs_days < LEAST_JOB_DAYS {
+            return Err(SettingsError(format!(
+                "keep_jobs_days is at least {LEAST_JOB_DAYS}: a repeated request may ask for its job for so long"
+            )));
+        }
+        Ok(settings)
+    }
+
+    /// How long what jobs leave behind is kept.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            jobs: self.keep_jobs_days,
+            reports: self.keep_reports_days,
+            exports: self.keep_exports_days,
+            uploads: self.keep_uploads_days,
+        }
     }
 }
 
@@ -226,10 +262,11 @@ fn from_environment(
 
 /// Numbers are numbers in TOML; in the environment everything is text.
 fn typed(key: &str, value: String) -> toml::Value {
-    let number = matches!(
-        key,
-        "connections" | "database_connections" | "queue_limit" | "max_upload_bytes"
-    );
+    let number = key.ends_with("_days")
+        || matches!(
+            key,
+            "connections" | "database_connections" | "queue_limit" | "max_upload_bytes"
+        );
     match value.parse::<i64>() {
         Ok(value) if number => toml::Value::Integer(value),
         _ => toml::Value::String(value),
@@ -293,6 +330,8 @@ mod tests {
         assert!(unknown.unwrap_err().to_string().contains("COUPONBOOK_LISTENS"));
         let wrong = Settings::read(None, environment(&[("COUPONBOOK_REGISTRATION", "maybe")]), &[]);
         assert!(wrong.unwrap_err().to_string().contains("maybe"));
+        let short = Settings::read(None, environment(&[("COUPONBOOK_KEEP_JOBS_DAYS", "1")]), &[]);
+        assert!(short.unwrap_err().to_string().contains("keep_jobs_days"));
     }
 
     #[test]
@@ -303,6 +342,7 @@ mod tests {
                 "log_format" => "json",
                 "registration" | "rate_limits" | "security_budgets" => "on",
                 "connections" | "database_connections" | "queue_limit" | "max_upload_bytes" => "5",
+                key if key.ends_with("_days") => "5",
                 _ => "text",
             };
             Settings::read(None, environment(&[]), &[(key, value.to_owned())])

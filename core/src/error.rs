@@ -305,6 +305,8 @@ codes! {
     PayloadUndecodable = "payload_undecodable", Internal;
     /// Another number of jobs matches than was expected.
     CountChanged = "count_changed", Conflict;
+    /// The export has not ended, or not well: there is no file.
+    ExportNotReady = "export_not_ready", Conflict;
     /// What was kept for a while is no longer kept.
     Expired = "expired", Gone;
 }

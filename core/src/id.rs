@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use ulid::Ulid;
 use uuid::Uuid;
 
@@ -27,6 +28,12 @@ pub fn from_ulid_text(text: &str) -> Option<Uuid> {
     Ulid::from_string(text)
         .ok()
         .map(|ulid| Uuid::from_bytes(ulid.to_bytes()))
+}
+
+/// The time at which a UUIDv7 was made, by the clock of whoever made it; `None` for other ids.
+pub fn time(id: Uuid) -> Option<DateTime<Utc>> {
+    let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanoseconds)
 }
 
 #[cfg(test)]

@@ -8,22 +8,23 @@ use crate::{
     error::Result,
     import::sweep,
     pool,
+    retention::{self, Retention},
     user::{budget, session},
 };
 
 /// Rows of one table that one run forgets: some milliseconds each.
 const BATCH: i64 = 5_000;
 
-/// How long the text of an import is kept after the job's end, in seconds: a day.
-const KEEP_TEXTS: i64 = 24 * 60 * 60;
+/// In seconds.
+const DAY: i64 = 24 * 60 * 60;
 
 /// Forgets a batch of what is over: ticks after a day, idempotency keys after two, refresh tokens, budgets whose window
-/// has passed, uploads that were cut or whose import ended,
-/// members of deleted pools. Gives whether there may be more.
+/// has passed, uploads that were cut, members of deleted pools, notes of crashes that nobody came upon; and what is
+/// over by setting (`keep`). Gives whether there may be more.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn sweep_leftovers(connection: &mut PgConnection) -> Result<bool> {
+pub async fn sweep_leftovers(connection: &mut PgConnection, keep: &Retention) -> Result<bool> {
     let gone = [
         delete(
             connection,
@@ -41,9 +42,17 @@ pub async fn sweep_leftovers(connection: &mut PgConnection) -> Result<bool> {
         session::sweep(&mut *connection, BATCH).await?,
         budget::sweep(&mut *connection, BATCH).await?,
         sweep::sweep_dead_uploads(connection).await?,
-        sweep::sweep_old_texts(connection, KEEP_TEXTS).await?,
+        sweep::sweep_old_texts(connection, i64::from(keep.uploads) * DAY).await?,
         sweep::sweep_seen(&mut *connection).await?,
-        pool::sweep(connection).await?,
+        pool::sweep(&mut *connection).await?,
+        // A mark stays when its row was dropped by hand or its removal failed; the table holds what is at work, no more.
+        delete(
+            connection,
+            "DELETE FROM job_marks WHERE job_id IN (
+                 SELECT job_id FROM job_marks WHERE marked_at < now() - interval '1 day' LIMIT $1)",
+        )
+        .await?,
+        retention::sweep(connection, keep).await?,
     ];
     Ok(gone.iter().any(|rows| *rows > 0))
 }

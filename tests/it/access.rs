@@ -84,6 +84,8 @@ const TABLE: &[Row] = &[
     ("POST /v1/books/{id}/codes", Thing::Book, r#"{"codes":["L-{n}"]}"#, ADMIN_JOB),
     ("POST /v1/books/{id}/codes/import", Thing::Book, "code\nF-1\n", ADMIN_JOB),
     ("POST /v1/coupons/codes?book_id={id}", Thing::Book, "code\nF-1\n", ADMIN_JOB),
+    ("POST /v1/exports", Thing::Book, r#"{"kind":"coupons","book_id":"{id}"}"#, ADMIN_JOB),
+    ("GET /v1/exports/{id}/file", Thing::Export, "", ADMIN_ONE),
     ("POST /v1/coupons/assign", Thing::Book, r#"{"book_id":"{id}","user_id":"{self}"}"#, ASSIGN),
     ("POST /v1/coupons/assign", Thing::User, r#"{"book_id":"{open}","user_id":"{id}"}"#, ["202/403/403", "202/202/404", "403", "202/202/404", "403", "202/202/404"]),
     ("POST /v1/coupons/assign/{code}", Thing::Free, r#"{"user_id":"{self}"}"#, ASSIGN),

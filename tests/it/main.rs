@@ -7,9 +7,11 @@
 
 mod access;
 mod bad_input;
+mod cli;
 mod contract;
 mod crash;
 mod distributions;
+mod exports;
 mod hangup;
 mod idempotency;
 mod import;
@@ -25,6 +27,7 @@ mod processes;
 mod queue;
 mod races;
 mod readme;
+mod retention;
 mod schema;
 mod stats;
 mod sweeps;

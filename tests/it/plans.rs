@@ -13,7 +13,9 @@ use coupon_core::{
     book,
     coupon::{assign, explain, list, locate, lock, redeem, sweep},
     db::{self, Db, Tx},
+    export,
     job::{claim, ledger},
+    retention,
     stats::{roll_up, series},
 };
 use coupon_tests::database;
@@ -29,7 +31,8 @@ const COLLECTOR: &str = "'00000000-0000-7000-8000-00000000000c'::uuid";
 /// Holds one, and owns a few jobs.
 const SOMEBODY: &str = "'00000000-0000-7000-8000-00000000000d'::uuid";
 
-/// 60,000 coupons in one book and 200 books beside it; 50,000 lines in the ledger, 20,000 due, as many events.
+/// 60,000 coupons in one book and 200 books beside it; 50,000 lines in the ledger, 20,000 due, as many events; a list of
+/// 20,000 errors.
 const SEED: &str = "
     INSERT INTO books (id, created_by, name)
     SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, gen_random_uuid(), 'A book'
@@ -59,6 +62,10 @@ const SEED: &str = "
            CASE WHEN n % 10000 = 0 THEN '00000000-0000-7000-8000-00000000000d'::uuid ELSE gen_random_uuid() END, 'user',
            CASE WHEN n % 5000 = 0 THEN '00000000-0000-7000-8000-000000000001'::uuid END, 'assign', 'coupons', '{}'
     FROM generate_series(1, 50000) AS n;
+    WITH recent AS (
+        INSERT INTO jobs (id, created_by, created_by_kind, kind, state, finished_at, progress_unit, payload)
+        VALUES (uuid_v7(), gen_random_uuid(), 'user', 'import', 'partially_succeeded', now(), 'rows', '{}') RETURNING id)
+    INSERT INTO job_errors (job_id, seq, entry) SELECT id, n, '{}' FROM recent, generate_series(1, 20000) AS n;
     INSERT INTO apalis.jobs (job, id, job_type, run_at, attempts)
     SELECT '', lpad(n::text, 26, '0'), CASE n % 4 WHEN 0 THEN 'bulk' ELSE 'assign' END, 'epoch', CASE WHEN n % 500 = 1 THEN 1 ELSE 0 END
     FROM generate_series(1, 20000) AS n;";
@@ -130,6 +137,30 @@ fn hot() -> Vec<Hot> {
                 &["coupons_pkey", "books_pkey"],
             )
         },
+        ordered(
+            "export: count",
+            "uuid, text, bigint",
+            export::step::COUNT_COUPONS,
+            format!("{BOOK}, 'C030000', 1000"),
+            &["coupons_pkey"],
+            120,
+        ),
+        ordered(
+            "export: read",
+            "uuid, text, bigint",
+            export::step::READ_COUPONS,
+            format!("{BOOK}, 'C030000', 1000"),
+            &["coupons_pkey"],
+            120,
+        ),
+        // There is one list, and it is young: the sweep finds that out without reading it.
+        statement(
+            "retention: reports",
+            "int, bigint",
+            retention::DELETE_REPORTS,
+            "30, 5000".into(),
+            &["job_errors_pkey"],
+        ),
         ordered(
             "claim",
             "text, bigint, text",
@@ -401,7 +432,12 @@ fn faults(hot: &Hot, plan: &Value) -> Vec<String> {
     walk(plan, &mut |node| {
         let kind = node["Node Type"].as_str().unwrap_or("");
         let table = node["Relation Name"].as_str().unwrap_or("");
-        if kind == "Seq Scan" && matches!(table, "coupons" | "jobs" | "events" | "redemptions") {
+        if kind == "Seq Scan"
+            && matches!(
+                table,
+                "coupons" | "jobs" | "events" | "redemptions" | "job_errors"
+            )
+        {
             faults.push(format!("Seq Scan on {table}"));
         }
         if kind.contains("Sort") && hot.ordered {

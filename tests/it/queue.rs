@@ -16,6 +16,7 @@ use coupon_core::{
         payload::{AssignCoupons, Payload, Wanted},
         signals::{Signal, Signals},
     },
+    retention::Retention,
 };
 use coupon_tests::{Client, Service, seed};
 use coupon_worker::Workers;
@@ -355,7 +356,13 @@ async fn a_job_that_one_worker_runs_is_hidden_from_the_other() {
         .unwrap();
     bench.service.start_workers();
     let signals = Signals::start(bench.service.database.url()).unwrap();
-    let others = Workers::start(bench.service.database.url(), &[Queue::Assign], &signals).unwrap();
+    let others = Workers::start(
+        bench.service.database.url(),
+        &[Queue::Assign],
+        &signals,
+        Retention::default(),
+    )
+    .unwrap();
     truth::until(
         bench.pool(),
         "a worker waits at the barrier",
@@ -402,7 +409,15 @@ async fn four_workers_run_every_job_once() {
     let mut others = Vec::new();
     for _ in 0..3 {
         let signals = Signals::start(bench.service.database.url()).unwrap();
-        others.push(Workers::start(bench.service.database.url(), &Queue::ALL, &signals).unwrap());
+        others.push(
+            Workers::start(
+                bench.service.database.url(),
+                &Queue::ALL,
+                &signals,
+                Retention::default(),
+            )
+            .unwrap(),
+        );
     }
     truth::all_jobs_end(bench.pool(), Duration::from_secs(60)).await;
     let (succeeded, exhausted, charged): (i64, i64, i64) = sqlx::query_as(

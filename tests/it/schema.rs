@@ -75,7 +75,14 @@ const RULES: [(&str, &str); 8] = [
 ];
 
 /// The tables that have a book's rows: each column `book_id` makes one, but for those that stay where the jobs are.
-const OUTSIDE: [&str; 5] = ["assign_batches", "code_job_slots", "imports", "jobs", "uploads"];
+const OUTSIDE: [&str; 6] = [
+    "assign_batches",
+    "code_job_slots",
+    "exports",
+    "imports",
+    "jobs",
+    "uploads",
+];
 
 async fn family(db: &Db) -> Vec<String> {
     sqlx::query_scalar(

@@ -114,7 +114,7 @@ impl Operation {
     ) -> String {
         let id = match self.path.split('/').nth(2) {
             Some("books") => book_id.to_string(),
-            Some("jobs") => job_id.to_owned(),
+            Some("jobs" | "exports") => job_id.to_owned(),
             Some("users") => user_id.to_string(),
             Some("api-keys") => key_id.to_owned(),
             Some("redemptions" | "pools" | "distributions") => Uuid::nil().to_string(), // none

@@ -23,6 +23,7 @@ use coupon_core::{
     config::Settings,
     db::{self, Db, Role},
     job::{Queue, signals::Signals},
+    retention::Retention,
     user::token::TokenKeys,
 };
 use coupon_pg::testing::TestDatabase;
@@ -129,7 +130,13 @@ impl Service {
 
     /// Starts workers for all queues.
     pub fn start_workers(&mut self) {
-        let workers = Workers::start(self.database.url(), &Queue::ALL, &self.signals).expect("a URL");
+        let workers = Workers::start(
+            self.database.url(),
+            &Queue::ALL,
+            &self.signals,
+            Retention::default(),
+        )
+        .expect("a URL");
         self.workers = Some(workers);
     }
 

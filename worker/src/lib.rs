@@ -15,6 +15,7 @@ use coupon_core::{
     error::StoreError,
     job::{Queue, signals::Signals},
     metrics,
+    retention::Retention,
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -42,11 +43,17 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts workers for `queues`, and the clock of the sweeps if the system queue is among them.
+    /// Starts workers for `queues`, and the clock of the sweeps if the system queue is among them; `keep` says what
+    /// these forget.
     ///
     /// # Errors
     /// When `url` is not a PostgreSQL connection URL.
-    pub fn start(url: &str, queues: &[Queue], signals: &Signals) -> Result<Self, StoreError> {
+    pub fn start(
+        url: &str,
+        queues: &[Queue],
+        signals: &Signals,
+        keep: Retention,
+    ) -> Result<Self, StoreError> {
         let batches: usize = queues.iter().map(|queue| shape(*queue).0).sum();
         // A batch holds one connection from its claim to its commit; two more serve claims under way.
         let size = u32::try_from(batches + queues.len()).unwrap_or(16).max(2);
@@ -63,7 +70,7 @@ impl Workers {
         let marks = Db::connect(url, Role::Worker, 2)?;
         metrics::watch_pool("jobs", &db);
         metrics::watch_pool("marks", &marks);
-        let runner = Arc::new(Runner::new(db.clone(), marks.clone(), signals.clone()));
+        let runner = Arc::new(Runner::new(db.clone(), marks.clone(), signals.clone(), keep));
         let (stop, stopping) = watch::channel(false);
         let mut tasks = Vec::new();
         for queue in queues {

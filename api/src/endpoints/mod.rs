@@ -11,6 +11,7 @@ pub mod books;
 pub mod codes;
 pub mod coupons;
 pub mod distributions;
+pub mod exports;
 pub mod health;
 pub mod jobs;
 pub mod jobs_admin;

@@ -49,7 +49,7 @@ macro_rules! redemption_columns {
          (SELECT v.redeemed_at FROM redemptions v WHERE v.book_id = r.book_id AND v.reverses_id = r.id) AS rolled_back_at"
     };
 }
-pub(super) use redemption_columns;
+pub(crate) use redemption_columns;
 
 /// Spends one use; one statement has the effect, so no transaction around it is needed. `holder_disabled` is asked
 /// before: accounts are not distributed by book. Repeated with the token of a redemption that happened, it gives that redemption again.

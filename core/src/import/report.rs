@@ -33,9 +33,9 @@ impl ErrorsCsv {
     /// Begins the report of an import that `caller` may see.
     ///
     /// # Errors
-    /// `not_found`.
+    /// `not_found`, `expired`.
     pub async fn begin(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Self> {
-        ledger::find(connection, caller, job_id).await?;
+        ledger::find(connection, caller, job_id).await?.require_kept()?;
         let kept: Option<sqlx::types::Json<Kept>> =
             sqlx::query_scalar("SELECT settings FROM imports WHERE job_id = $1 UNION ALL SELECT settings FROM pool_imports WHERE job_id = $1")
                 .bind(job_id)

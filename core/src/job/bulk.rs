@@ -90,7 +90,7 @@ async fn retry(connection: &mut PgConnection, ids: &[Uuid]) -> Result<i64> {
     let rows: Vec<(Uuid, sqlx::types::Json<Payload>)> = sqlx::query_as(
         "UPDATE jobs SET state = 'queued', finished_at = NULL, error_code = NULL, error_detail = NULL, result = NULL,
                 attempts = 0, cancel_requested_at = NULL
-         WHERE id = ANY($1::uuid[]) AND state = 'failed' RETURNING id, payload",
+         WHERE id = ANY($1::uuid[]) AND state = 'failed' AND expired_at IS NULL RETURNING id, payload",
     )
     .bind(ids)
     .fetch_all(&mut *connection)

@@ -35,6 +35,7 @@ struct Row {
     created_at: DateTime<Utc>,
     started_at: Option<DateTime<Utc>>,
     finished_at: Option<DateTime<Utc>>,
+    expired_at: Option<DateTime<Utc>>,
     seconds: Option<f64>,
 }
 
@@ -42,7 +43,7 @@ macro_rules! select_jobs {
     ($rest:literal) => {
         concat!(
             "SELECT id, kind, state, progress_done, progress_total, progress_unit, counts, result, error_code, error_detail,
-                    attempts, book_id, created_by, created_at, started_at, finished_at,
+                    attempts, book_id, created_by, created_at, started_at, finished_at, expired_at,
                     extract(epoch FROM coalesce(finished_at, clock_timestamp()) - started_at)::float8 AS seconds
              FROM jobs ",
             $rest
@@ -89,6 +90,7 @@ impl From<Row> for Job {
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
+            expired_at: row.expired_at,
         }
     }
 }
@@ -223,7 +225,7 @@ pub struct ErrorLine {
 /// What a job could not do, in order, behind `after`.
 ///
 /// # Errors
-/// `not_found`.
+/// `not_found`, `expired`.
 pub async fn list_errors(
     connection: &mut PgConnection,
     caller: &Caller,
@@ -231,7 +233,7 @@ pub async fn list_errors(
     after: Option<i64>,
     limit: i64,
 ) -> Result<Page<ErrorLine>> {
-    find(connection, caller, job_id).await?;
+    find(connection, caller, job_id).await?.require_kept()?;
     let rows: Vec<(i64, serde_json::Value)> = sqlx::query_as(
         "SELECT seq, entry FROM job_errors WHERE job_id = $1 AND seq > coalesce($2, -1) ORDER BY seq LIMIT $3",
     )
@@ -312,7 +314,7 @@ pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid)
     let payload: Option<sqlx::types::Json<Payload>> = sqlx::query_scalar(
         "UPDATE jobs SET state = 'queued', finished_at = NULL, error_code = NULL, error_detail = NULL, result = NULL,
                 attempts = 0, cancel_requested_at = NULL
-         WHERE id = $1 AND state = 'failed' AND error_code = ANY($2::text[])
+         WHERE id = $1 AND state = 'failed' AND error_code = ANY($2::text[]) AND expired_at IS NULL
          RETURNING payload",
     )
     .bind(job_id)
@@ -320,8 +322,7 @@ pub async fn retry(connection: &mut PgConnection, caller: &Caller, job_id: Uuid)
     .fetch_optional(&mut *connection)
     .await?;
     let Some(payload) = payload else {
-        let detail =
-            "Only a job that failed for trouble of the service can be tried again; ask anew instead.";
+        let detail = "Only a job that failed for trouble of the service and has lost nothing to retention can be tried again.";
         return Err(Refusal::new(Code::JobNotRetryable, detail).into());
     };
     enqueue::requeue(connection, [(job_id, &payload.0)].into_iter()).await?;

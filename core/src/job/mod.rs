@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::error::{Code, Refusal, Result};
+
 /// The queues; each has workers of its own, so that assigns overtake imports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Queue {
@@ -65,17 +67,20 @@ pub enum Kind {
     Distribute,
     /// Take back what a distribution gave.
     UndoDistribution,
+    /// Write a book's coupons or redemptions to a file.
+    Export,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Assign,
         Self::AssignBatch,
         Self::Import,
         Self::PoolImport,
         Self::Distribute,
         Self::UndoDistribution,
+        Self::Export,
     ];
 
     /// The spelling on the wire.
@@ -87,6 +92,7 @@ impl Kind {
             Self::PoolImport => "pool_import",
             Self::Distribute => "distribute",
             Self::UndoDistribution => "undo_distribution",
+            Self::Export => "export",
         }
     }
 
@@ -95,7 +101,7 @@ impl Kind {
         match self {
             Self::Assign | Self::Distribute | Self::UndoDistribution => "coupons",
             Self::AssignBatch => "items",
-            Self::Import | Self::PoolImport => "rows",
+            Self::Import | Self::PoolImport | Self::Export => "rows",
         }
     }
 }
@@ -189,6 +195,25 @@ pub struct Job {
     pub finished_at: Option<DateTime<Utc>>,
     /// Whether there is a list of what it could not do.
     pub has_errors: bool,
+    /// When retention began to remove that list, or its file; `None` while they are kept.
+    pub expired_at: Option<DateTime<Utc>>,
+}
+
+impl Job {
+    /// Asks that what the job has left, a list of errors or a file, is kept still.
+    ///
+    /// # Errors
+    /// `expired`.
+    pub fn require_kept(&self) -> Result<()> {
+        match self.expired_at {
+            None => Ok(()),
+            Some(_) => Err(Refusal::new(
+                Code::Expired,
+                "This was kept for a while and is no longer kept; settings of the service say for how long.",
+            )
+            .into()),
+        }
+    }
 }
 
 /// How far a job is.

@@ -24,6 +24,8 @@ pub enum Payload {
     Distribute(OfDistribution),
     /// Undo a distribution; where it stands is in `distributions`.
     UndoDistribution(OfDistribution),
+    /// Write a book's coupons or redemptions to a file; where it stands is in `exports`.
+    ExportBook,
     /// Turn lapsed locks back.
     SweepLocks,
     /// Forget what is kept only for a while.
@@ -41,7 +43,8 @@ impl Payload {
             | Self::ImportCodes
             | Self::ImportMembers
             | Self::Distribute(_)
-            | Self::UndoDistribution(_) => Queue::Bulk,
+            | Self::UndoDistribution(_)
+            | Self::ExportBook => Queue::Bulk,
             Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => Queue::System,
         }
     }
@@ -55,6 +58,7 @@ impl Payload {
             Self::ImportMembers => Some(Kind::PoolImport),
             Self::Distribute(_) => Some(Kind::Distribute),
             Self::UndoDistribution(_) => Some(Kind::UndoDistribution),
+            Self::ExportBook => Some(Kind::Export),
             Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => None,
         }
     }

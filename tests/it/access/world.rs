@@ -34,6 +34,8 @@ pub(super) enum Thing {
     Free,
     /// A job that waits, has ended, or has failed.
     Job(&'static str),
+    /// An export that has ended well.
+    Export,
     /// An account.
     User,
     /// An API key.
@@ -135,6 +137,18 @@ impl World {
             Thing::Job(state) => {
                 self.job(state, if whose == Whose::Own { caller.id } else { owner })
                     .await
+            }
+            Thing::Export => {
+                let job_id = self
+                    .job("succeeded", if whose == Whose::Own { caller.id } else { owner })
+                    .await;
+                sqlx::query("INSERT INTO exports (job_id, book_id, kind) VALUES ($1::uuid, $2, 'coupons')")
+                    .bind(&job_id)
+                    .bind(book_id)
+                    .execute(self.service.db.pool())
+                    .await
+                    .expect("an export");
+                job_id
             }
             Thing::User => owner.to_string(),
             Thing::Key => {

@@ -8,12 +8,13 @@ mod sweeps;
 use coupon_core::{
     Error,
     coupon::batch,
-    distribution, import,
+    distribution, export, import,
     job::{
         claim::{Claimed, Finished, Outcome},
         payload::{AssignCoupons, Payload},
     },
     pool,
+    retention::Retention,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -27,6 +28,7 @@ use crate::verdict::{Verdict, verdict};
 pub(crate) async fn run(
     connection: &mut PgConnection,
     rows: Vec<Claimed>,
+    keep: &Retention,
 ) -> Result<Vec<(Uuid, Outcome)>, Error> {
     let mut outcomes = Vec::with_capacity(rows.len());
     let mut assigns: Vec<(Uuid, AssignCoupons)> = Vec::new();
@@ -42,8 +44,9 @@ pub(crate) async fn run(
             Some(Payload::ImportMembers) => pool::import::step(connection, row.id).await,
             Some(Payload::Distribute(of)) => distribution::step::step(connection, row.id, &of).await,
             Some(Payload::UndoDistribution(of)) => distribution::undo::step(connection, row.id, &of).await,
+            Some(Payload::ExportBook) => export::step::step(connection, row.id).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
-            Some(Payload::SweepLeftovers) => sweeps::leftovers(connection).await,
+            Some(Payload::SweepLeftovers) => sweeps::leftovers(connection, keep).await,
             Some(Payload::RollUp) => sweeps::roll_up(connection).await,
         };
         let outcome = match step {

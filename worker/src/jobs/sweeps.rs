@@ -5,6 +5,7 @@ use coupon_core::{
     coupon::sweep::{SWEEP_BATCH, sweep_lapsed_locks},
     job::claim::{Outcome, Step},
     leftovers::sweep_leftovers,
+    retention::Retention,
     stats,
 };
 use sqlx::PgConnection;
@@ -16,8 +17,8 @@ pub(crate) async fn locks(connection: &mut PgConnection) -> Result<Outcome, Erro
 }
 
 /// Forgets what is kept only for a while.
-pub(crate) async fn leftovers(connection: &mut PgConnection) -> Result<Outcome, Error> {
-    let more = sweep_leftovers(connection).await?;
+pub(crate) async fn leftovers(connection: &mut PgConnection, keep: &Retention) -> Result<Outcome, Error> {
+    let more = sweep_leftovers(connection, keep).await?;
     Ok(again_if(more))
 }
 

@@ -20,6 +20,7 @@ use coupon_core::{
         signals::{Signal, Signals},
     },
     metrics,
+    retention::Retention,
 };
 use futures_util::FutureExt;
 use uuid::Uuid;
@@ -42,6 +43,7 @@ pub(crate) struct Runner {
     db: Db,
     marks: Db,
     signals: Signals,
+    keep: Retention,
     failures: Failures,
 }
 
@@ -59,11 +61,12 @@ enum Ended {
 }
 
 impl Runner {
-    pub(crate) fn new(db: Db, marks: Db, signals: Signals) -> Self {
+    pub(crate) fn new(db: Db, marks: Db, signals: Signals, keep: Retention) -> Self {
         Self {
             db,
             marks,
             signals,
+            keep,
             failures: Failures::default(),
         }
     }
@@ -138,7 +141,7 @@ impl Runner {
         savepoint(&mut tx, "SAVEPOINT run").await?;
         // The outcomes belong to the run: one that cannot be written is its job's trouble, not the batch's.
         let run = async {
-            let outcomes = jobs::run(&mut tx, sound).await?;
+            let outcomes = jobs::run(&mut tx, sound, &self.keep).await?;
             let next_step = outcomes
                 .iter()
                 .any(|(_, outcome)| matches!(outcome, Outcome::NextStep(_)));

@@ -1,0 +1,254 @@
+//! What is kept for a while is forgotten by the sweep and by nothing else: files and lists first, then the jobs' lines;
+//! what has not ended, coupons and the audit trail stay.
+
+use coupon_core::{
+    db::{self, Db},
+    job::{enqueue, payload::Payload},
+    leftovers::sweep_leftovers,
+    retention::Retention,
+};
+use coupon_tests::{Client, Service};
+use serde_json::json;
+use uuid::Uuid;
+
+/// Makes the ends of jobs and of what they kept older by so many days.
+async fn age(db: &Db, days: i32) {
+    sqlx::query(
+        "UPDATE jobs SET finished_at = finished_at - make_interval(days => $1),
+                expired_at = expired_at - make_interval(days => $1)",
+    )
+    .bind(days)
+    .execute(db.pool())
+    .await
+    .unwrap();
+}
+
+/// Sweeps until nothing is left to forget.
+async fn sweep(db: &Db, keep: Retention) {
+    for _ in 0..100 {
+        let mut tx = db.begin().await.unwrap();
+        let more = sweep_leftovers(&mut tx, &keep).await.unwrap();
+        db::commit(tx).await.unwrap();
+        if !more {
+            return;
+        }
+    }
+    panic!("the sweep does not end");
+}
+
+async fn count(db: &Db, table: &'static str) -> i64 {
+    sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}")))
+        .fetch_one(db.pool())
+        .await
+        .unwrap()
+}
+
+struct Scene {
+    service: Service,
+    admin: Client,
+    import: String,
+    export: String,
+    assign: String,
+}
+
+impl Scene {
+    /// An import with a bad line, an export and an assignment that have ended, all made `days` ago by their ids.
+    async fn new(days: u64) -> Self {
+        let service = Service::start().await;
+        let admin = service.admin().await;
+        let (_, user_id) = service.user(coupon_core::caller::Role::User).await;
+        let book_id = admin.book(json!({})).await;
+        let wait = admin.with("Prefer", "wait=30");
+        let path = format!("/v1/books/{book_id}/codes/import");
+        let import = wait.post_csv(&path, "code\nA-1\nA-2\na1\n").await.expect(200);
+        let body = json!({ "kind": "coupons", "book_id": book_id });
+        let export = wait.post("/v1/exports", body).await.expect(200);
+        let body = json!({ "book_id": book_id, "user_id": user_id });
+        let assign = wait.post("/v1/coupons/assign", body).await.expect(200);
+        let mut moved = Vec::new();
+        for job in [&import, &export, &assign] {
+            let id: Uuid = job["id"].as_str().unwrap().parse().unwrap();
+            moved.push(move_back(&service.db, id, days).await);
+        }
+        let [import, export, assign] = moved.try_into().unwrap();
+        Self {
+            service,
+            admin,
+            import,
+            export,
+            assign,
+        }
+    }
+
+    async fn status(&self, path: &str) -> u16 {
+        self.admin.get(path).await.status.as_u16()
+    }
+
+    /// The statuses of the import's line, its list and its report, the export's line and file, and the assignment's line.
+    async fn statuses(&self) -> [u16; 6] {
+        let (import, export) = (&self.import, &self.export);
+        [
+            self.status(&format!("/v1/jobs/{import}")).await,
+            self.status(&format!("/v1/jobs/{import}/errors")).await,
+            self.status(&format!("/v1/jobs/{import}/errors.csv")).await,
+            self.status(&format!("/v1/jobs/{export}")).await,
+            self.status(&format!("/v1/exports/{export}/file")).await,
+            self.status(&format!("/v1/jobs/{}", self.assign)).await,
+        ]
+    }
+}
+
+/// Gives a job that has ended the id and the times that it would have if it had been made so many days earlier.
+async fn move_back(db: &Db, id: Uuid, days: u64) -> String {
+    let mut bytes = id.into_bytes();
+    let mut millis = [0; 8];
+    millis[2..].copy_from_slice(&bytes[..6]);
+    let earlier = u64::from_be_bytes(millis) - days * 86_400_000;
+    bytes[..6].copy_from_slice(&earlier.to_be_bytes()[2..]);
+    let moved = Uuid::from_bytes(bytes);
+    let mut tx = db.begin().await.unwrap();
+    for sql in [
+        "INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', $2,
+             'created_at', j.created_at - make_interval(days => $3), 'started_at', j.started_at - make_interval(days => $3),
+             'finished_at', j.finished_at - make_interval(days => $3)))).* FROM jobs j WHERE id = $1",
+        "UPDATE imports SET job_id = $2 WHERE job_id = $1 AND $3 >= 0",
+        "UPDATE job_errors SET job_id = $2 WHERE job_id = $1 AND $3 >= 0",
+        "INSERT INTO exports SELECT (jsonb_populate_record(e, jsonb_build_object('job_id', $2))).* FROM exports e
+         WHERE job_id = $1 AND $3 >= 0",
+        "UPDATE export_chunks SET job_id = $2 WHERE job_id = $1 AND $3 >= 0",
+        "DELETE FROM jobs WHERE id = $1 AND $2::uuid IS NOT NULL AND $3 >= 0",
+    ] {
+        sqlx::query(sql)
+            .bind(id)
+            .bind(moved)
+            .bind(i32::try_from(days).unwrap())
+            .execute(&mut *tx)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    db::commit(tx).await.unwrap();
+    moved.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_and_files_go_first_and_say_so_and_then_the_jobs_themselves() {
+    let scene = Scene::new(31).await;
+    let db = &scene.service.db;
+    let events = count(db, "events").await;
+    assert_eq!(scene.statuses().await, [200; 6]);
+    let kept = Retention {
+        jobs: 32,
+        reports: 32,
+        exports: 32,
+        uploads: 32,
+    };
+    sweep(db, kept).await;
+    assert_eq!(scene.statuses().await, [200; 6], "nothing is older than 32 days");
+
+    sweep(db, Retention::default()).await;
+    assert_eq!(scene.statuses().await, [200, 410, 410, 200, 410, 404]);
+    let file = format!("/v1/exports/{}/file", scene.export);
+    scene.admin.get(&file).await.refused(410, "expired");
+    assert_eq!(
+        (count(db, "export_chunks").await, count(db, "job_errors").await),
+        (0, 0)
+    );
+    assert_eq!(
+        count(db, "upload_chunks").await,
+        0,
+        "texts of imports go after a day"
+    );
+
+    age(db, 31).await;
+    sweep(db, Retention::default()).await;
+    assert_eq!(scene.statuses().await, [404; 6]);
+    for table in ["jobs", "imports", "exports", "uploads"] {
+        assert_eq!(count(db, table).await, 0, "{table}");
+    }
+    assert!(
+        count(db, "events").await >= events,
+        "the audit trail is kept for ever"
+    );
+    assert_eq!(count(db, "coupons").await, 2);
+    scene.service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_not_ended_is_kept_however_old_it_is() {
+    let scene = Scene::new(400).await;
+    let db = &scene.service.db;
+    sqlx::query("UPDATE jobs SET state = 'running', finished_at = NULL")
+        .execute(db.pool())
+        .await
+        .unwrap();
+    sweep(db, Retention::default()).await;
+    let left = (
+        count(db, "jobs").await,
+        count(db, "job_errors").await,
+        count(db, "export_chunks").await,
+        count(db, "upload_chunks").await,
+    );
+    assert_eq!(left, (3, 1, 1, 1));
+    scene.service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_list_goes_in_batches_and_its_job_after_it() {
+    let scene = Scene::new(100).await;
+    let db = &scene.service.db;
+    sqlx::query(
+        "INSERT INTO job_errors (job_id, seq, entry)
+         SELECT $1::uuid, n, '{}' FROM generate_series(100, 12099) AS n",
+    )
+    .bind(&scene.import)
+    .execute(db.pool())
+    .await
+    .unwrap();
+    let mut runs = 0;
+    let keep = Retention::default();
+    while count(db, "job_errors").await > 0 {
+        let before = count(db, "job_errors").await;
+        let mut tx = db.begin().await.unwrap();
+        assert!(sweep_leftovers(&mut tx, &keep).await.unwrap());
+        db::commit(tx).await.unwrap();
+        assert!(before - count(db, "job_errors").await <= 5_000);
+        assert_eq!(scene.status(&format!("/v1/jobs/{}", scene.import)).await, 200);
+        runs += 1;
+    }
+    assert_eq!(runs, 3);
+    scene.service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_repeated_requests_and_stray_marks_go_by_their_own_time() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    for key in ["old", "fresh"] {
+        let named = admin.with("Idempotency-Key", if key == "old" { "old" } else { "fresh" });
+        named.post("/v1/books", json!({ "name": key })).await.expect(201);
+    }
+    sqlx::raw_sql(
+        "UPDATE idempotency_keys SET created_at = now() - interval '3 days' WHERE key = 'old';
+         INSERT INTO job_marks (job_id, marked_at) VALUES (gen_random_uuid(), now() - interval '2 days'), (gen_random_uuid(), now())",
+    )
+    .execute(service.db.pool())
+    .await
+    .unwrap();
+    // As the clock of every process does it.
+    let mut tx = service.db.begin().await.unwrap();
+    enqueue::upkeep(&mut tx, &Payload::SweepLeftovers).await.unwrap();
+    db::commit(tx).await.unwrap();
+    crate::truth::until(
+        service.db.pool(),
+        "the sweep is over",
+        "SELECT (SELECT count(*) = 1 FROM idempotency_keys) AND NOT EXISTS (
+             SELECT FROM job_marks WHERE marked_at < now() - interval '1 day')",
+    )
+    .await;
+    let keys: Vec<String> = sqlx::query_scalar("SELECT key FROM idempotency_keys")
+        .fetch_all(service.db.pool())
+        .await
+        .unwrap();
+    assert_eq!(keys, ["fresh"]);
+    service.stop().await;
+}

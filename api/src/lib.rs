@@ -49,12 +49,16 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
-        api_keys, assign, audit, auth, books, codes, coupons, health, jobs, jobs_admin, me, redemptions,
-        setup, stats, till, users,
+        api_keys, assign, audit, auth, books, codes, coupons, generate, health, jobs, jobs_admin, me,
+        redemptions, setup, stats, till, users,
     };
     let endpoints = (
         books::Books { app: app.clone() },
-        codes::Codes { app: app.clone() },
+        // A tuple has at most 16 members, and may have tuples among them.
+        (
+            codes::Codes { app: app.clone() },
+            generate::Generate { app: app.clone() },
+        ),
         coupons::Coupons { app: app.clone() },
         assign::Assign { app: app.clone() },
         till::Till { app: app.clone() },

@@ -10,6 +10,7 @@ pub mod config;
 pub mod coupon;
 pub mod db;
 pub mod error;
+pub mod generate;
 pub mod group;
 pub mod id;
 pub mod idempotency;
@@ -22,5 +23,7 @@ pub mod schedule;
 pub mod stats;
 pub mod telemetry;
 pub mod user;
+
+mod binary_copy;
 
 pub use error::{Code, Error, Refusal, Result};

@@ -9,6 +9,7 @@ mod access;
 mod bad_input;
 mod contract;
 mod crash;
+mod generate;
 mod hangup;
 mod idempotency;
 mod import;

@@ -18,7 +18,6 @@ pub mod step;
 pub mod sweep;
 pub mod upload;
 
-mod binary_copy;
 mod clock;
 mod plan;
 mod text;

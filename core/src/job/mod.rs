@@ -59,11 +59,13 @@ pub enum Kind {
     AssignBatch,
     /// Put given codes into a book.
     Import,
+    /// Make codes from a pattern.
+    Generate,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Assign, Self::AssignBatch, Self::Import];
+    pub const ALL: [Self; 4] = [Self::Assign, Self::AssignBatch, Self::Import, Self::Generate];
 
     /// The spelling on the wire.
     pub fn as_str(self) -> &'static str {
@@ -71,6 +73,7 @@ impl Kind {
             Self::Assign => "assign",
             Self::AssignBatch => "assign_batch",
             Self::Import => "import",
+            Self::Generate => "generate",
         }
     }
 
@@ -80,6 +83,7 @@ impl Kind {
             Self::Assign => "coupons",
             Self::AssignBatch => "items",
             Self::Import => "rows",
+            Self::Generate => "codes",
         }
     }
 }

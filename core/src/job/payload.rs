@@ -18,6 +18,8 @@ pub enum Payload {
     AssignBatch,
     /// Put the codes of an upload into a book; where it stands is in `imports`.
     ImportCodes,
+    /// Make codes from a pattern; where it stands is in `generations`.
+    GenerateCodes,
     /// Turn lapsed locks back.
     SweepLocks,
     /// Forget what is kept only for a while.
@@ -31,7 +33,7 @@ impl Payload {
     pub fn queue(&self) -> Queue {
         match self {
             Self::AssignCoupons(_) => Queue::Assign,
-            Self::AssignBatch | Self::ImportCodes => Queue::Bulk,
+            Self::AssignBatch | Self::ImportCodes | Self::GenerateCodes => Queue::Bulk,
             Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => Queue::System,
         }
     }
@@ -42,6 +44,7 @@ impl Payload {
             Self::AssignCoupons(_) => Some(Kind::Assign),
             Self::AssignBatch => Some(Kind::AssignBatch),
             Self::ImportCodes => Some(Kind::Import),
+            Self::GenerateCodes => Some(Kind::Generate),
             Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => None,
         }
     }

@@ -8,7 +8,7 @@ mod sweeps;
 use coupon_core::{
     Error,
     coupon::batch,
-    import,
+    generate, import,
     job::{
         claim::{Claimed, Finished, Outcome},
         payload::{AssignCoupons, Payload},
@@ -38,6 +38,7 @@ pub(crate) async fn run(
             }
             Some(Payload::AssignBatch) => batch::step(connection, row.id).await,
             Some(Payload::ImportCodes) => import::step::step(connection, row.id).await,
+            Some(Payload::GenerateCodes) => generate::step::step(connection, row.id).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
             Some(Payload::SweepLeftovers) => sweeps::leftovers(connection).await,
             Some(Payload::RollUp) => sweeps::roll_up(connection).await,

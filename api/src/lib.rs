@@ -49,7 +49,7 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
-        api_keys, assign, audit, auth, books, codes, coupons, distributions, exports, health, jobs,
+        api_keys, assign, audit, auth, books, codes, coupons, distributions, exports, generate, health, jobs,
         jobs_admin, me, pools, redemptions, setup, stats, till, users,
     };
     let endpoints = (
@@ -57,6 +57,7 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         // A tuple has at most sixteen; what belongs together makes one of its own.
         (
             codes::Codes { app: app.clone() },
+            generate::Generate { app: app.clone() },
             exports::Exports { app: app.clone() },
         ),
         coupons::Coupons { app: app.clone() },

@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use coupon_core::{
     Code, Error, Refusal,
-    error::{FieldError, Kind},
+    error::{FieldError, Kind, Unfit},
 };
 use poem::{
     Response,
@@ -75,6 +75,7 @@ const DECLARED: &[(u16, &str)] = &[
 pub struct Problem {
     refusal: Refusal,
     errors: Vec<FieldError>,
+    needed_length: Option<usize>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -98,6 +99,7 @@ impl Problem {
         Self {
             refusal,
             errors,
+            needed_length: None,
             headers: Vec::new(),
         }
     }
@@ -154,6 +156,9 @@ impl Problem {
         if code == Code::ValidationFailed || !self.errors.is_empty() {
             body["errors"] = json!(self.errors);
         }
+        if let Some(length) = self.needed_length {
+            body["needed_length"] = json!(length);
+        }
         body
     }
 
@@ -198,7 +203,18 @@ impl From<Refusal> for Problem {
         Self {
             refusal,
             errors: Vec::new(),
+            needed_length: None,
             headers: Vec::new(),
+        }
+    }
+}
+
+impl From<Unfit> for Problem {
+    fn from(unfit: Unfit) -> Self {
+        Self {
+            errors: vec![unfit.fault.clone()],
+            needed_length: unfit.needed_length,
+            ..Refusal::new(unfit.code, unfit.fault.detail).into()
         }
     }
 }
@@ -208,6 +224,7 @@ impl From<Error> for Problem {
         match error {
             Error::Refused(refusal) => refusal.into(),
             Error::Invalid(errors) => Self::invalid(errors),
+            Error::Unfit(unfit) => unfit.into(),
             Error::Store(error) if error.is_retryable() => {
                 tracing::warn!(%error, "the database asks to try again");
                 Self::new(
@@ -276,6 +293,15 @@ impl ApiResponse for Problem {
                 ),
                 ("request_id", string("Finds the request in the log.", None)),
                 ("errors", faults()),
+                (
+                    "needed_length",
+                    inline(MetaSchema {
+                        description: Some(
+                            "With `pattern_space_too_small`: how many characters codes would need.",
+                        ),
+                        ..MetaSchema::new_with_format("integer", "int32")
+                    }),
+                ),
             ],
             ..MetaSchema::new("object")
         });
@@ -307,7 +333,9 @@ fn faults() -> MetaSchemaRef {
         ..MetaSchema::new("object")
     };
     inline(MetaSchema {
-        description: Some("Every fault of the request, with `validation_failed`."),
+        description: Some(
+            "Every fault of the request, with `validation_failed` and what is said of patterns.",
+        ),
         items: Some(Box::new(inline(fault))),
         ..MetaSchema::new("array")
     })

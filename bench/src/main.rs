@@ -25,6 +25,8 @@ enum Figure {
     P1,
     /// From POST until a worker has begun, when idle.
     P1c,
+    /// Making codes against copying the same rows.
+    P3,
     /// Polling a job against a server that says hello.
     P5,
     /// Lock and redeem over HTTP against the bare statements.
@@ -109,6 +111,7 @@ async fn measure(
     match figure {
         Figure::P1 => figures::assign::throughput(stand, effort, report).await,
         Figure::P1c => figures::assign::start_latency(stand, report).await,
+        Figure::P3 => figures::generate::measure(stand, effort, report).await,
         Figure::P5 => figures::poll::measure(stand, effort, report).await,
         Figure::P6 => figures::till::measure(stand, effort, report).await,
         Figure::P7 => figures::draw::measure(stand, effort, report).await,

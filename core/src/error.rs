@@ -18,6 +18,9 @@ pub enum Error {
     /// The request is not well formed; every fault is listed.
     #[error("{}", invalid_summary(.0))]
     Invalid(Vec<FieldError>),
+    /// A pattern cannot be taken.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// The database failed or could not be reached.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -38,6 +41,7 @@ impl Error {
         match self {
             Self::Refused(refusal) => refusal.code,
             Self::Invalid(_) => Code::ValidationFailed,
+            Self::Unfit(unfit) => unfit.code,
             Self::Store(error) if error.is_retryable() => Code::Unavailable,
             Self::Store(_) => Code::Internal,
         }
@@ -74,6 +78,33 @@ impl fmt::Display for FieldError {
         match self.pointer.as_str() {
             "" => f.write_str(&self.detail),
             pointer => write!(f, "{pointer}: {}", self.detail),
+        }
+    }
+}
+
+/// A pattern that cannot be taken: it cannot be read, or spells too few codes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{fault}")]
+pub struct Unfit {
+    /// `pattern_invalid` or `pattern_space_too_small`.
+    pub code: Code,
+    /// Where and why.
+    pub fault: FieldError,
+    /// How many characters codes would need, if that is what is wrong.
+    pub needed_length: Option<usize>,
+}
+
+impl Unfit {
+    /// A fault at `pointer`.
+    pub fn at(code: Code, pointer: &str, fault: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            fault: FieldError {
+                pointer: pointer.to_owned(),
+                code: fault,
+                detail: detail.into(),
+            },
+            needed_length: None,
         }
     }
 }
@@ -287,9 +318,9 @@ codes! {
     NothingToUndo = "nothing_to_undo", Conflict;
 
     // Codes, imports and jobs
-    /// The pattern cannot be read.
+    /// The pattern cannot be read; `errors` says where and why.
     PatternInvalid = "pattern_invalid", Invalid;
-    /// The pattern spells too few codes to be safe from guessing.
+    /// The pattern spells too few codes to be safe from guessing; `needed_length` would do.
     PatternSpaceTooSmall = "pattern_space_too_small", Invalid;
     /// No column of the file is known to hold the codes.
     CsvHeaderMissing = "csv_header_missing", Invalid;

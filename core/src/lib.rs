@@ -13,6 +13,7 @@ pub mod distribution;
 pub mod doctor;
 pub mod error;
 pub mod export;
+pub mod generate;
 pub mod group;
 pub mod id;
 pub mod idempotency;
@@ -27,5 +28,7 @@ pub mod schedule;
 pub mod stats;
 pub mod telemetry;
 pub mod user;
+
+mod binary_copy;
 
 pub use error::{Code, Error, Refusal, Result};

@@ -83,6 +83,8 @@ const TABLE: &[Row] = &[
     ("GET /v1/books/{id}/coupons", Thing::Book, "", READER_ONE),
     ("POST /v1/books/{id}/codes", Thing::Book, r#"{"codes":["L-{n}"]}"#, ADMIN_JOB),
     ("POST /v1/books/{id}/codes/import", Thing::Book, "code\nF-1\n", ADMIN_JOB),
+    ("POST /v1/books/{id}/codes/preview", Thing::Book, r#"{"pattern":"P-######","count":1}"#, ADMIN_ONE),
+    ("POST /v1/books/{id}/codes/generate", Thing::Book, r#"{"pattern":"G-######","count":1}"#, ADMIN_JOB),
     ("POST /v1/coupons/codes?book_id={id}", Thing::Book, "code\nF-1\n", ADMIN_JOB),
     ("POST /v1/exports", Thing::Book, r#"{"kind":"coupons","book_id":"{id}"}"#, ADMIN_JOB),
     ("GET /v1/exports/{id}/file", Thing::Export, "", ADMIN_ONE),

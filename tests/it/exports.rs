@@ -8,7 +8,7 @@ use coupon_core::{
     db,
     job::{
         Queue,
-        claim::{self, Lane, Outcome},
+        claim::{self, Lane, Outcome, Place},
     },
 };
 use coupon_tests::{Client, Service, seed};
@@ -156,7 +156,9 @@ async fn an_export_that_is_killed_between_steps_goes_on_and_its_file_can_be_read
     // Two steps commit, and a third dies before its commit: what it wrote is as if it had never been.
     for dies in [false, false, true] {
         let mut tx = service.db.begin().await.unwrap();
-        let claimed = claim::claim(&mut tx, Queue::Bulk, Lane::Fresh, 1).await.unwrap();
+        let claimed = claim::claim(&mut tx, Queue::Bulk, Lane::Fresh, 1, &mut Place::default())
+            .await
+            .unwrap();
         assert_eq!(claimed[0].id, job_id);
         let outcome = coupon_core::export::step::step(&mut tx, job_id).await.unwrap();
         assert!(matches!(outcome, Outcome::NextStep(_)), "{outcome:?}");

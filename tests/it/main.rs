@@ -12,6 +12,7 @@ mod contract;
 mod crash;
 mod distributions;
 mod exports;
+mod generate;
 mod hangup;
 mod idempotency;
 mod import;

@@ -6,6 +6,7 @@ use coupon_core::{
     db::{self, Db},
     leftovers::sweep_leftovers,
     pool::members,
+    retention::Retention,
 };
 use coupon_tests::{Client, Service, seed};
 use serde_json::{Value, json};
@@ -122,7 +123,7 @@ async fn a_pool_is_made_changed_listed_and_deleted() {
     assert_eq!(stored(&service.db, pool_id).await, 30);
     loop {
         let mut tx = service.db.begin().await.unwrap();
-        let more = sweep_leftovers(&mut tx).await.unwrap();
+        let more = sweep_leftovers(&mut tx, &Retention::default()).await.unwrap();
         db::commit(tx).await.unwrap();
         if !more {
             break;

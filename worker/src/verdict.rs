@@ -33,7 +33,7 @@ pub(crate) fn verdict(error: Error) -> Verdict {
             | Kind::Locked
             | Kind::RateLimited => Verdict::Fail(Finished::refused(refusal)),
         },
-        Error::Invalid(_) => {
+        Error::Invalid(_) | Error::Unfit(_) => {
             let detail = error.to_string();
             Verdict::Fail(Finished::refused(Refusal::new(error.code(), detail)))
         }

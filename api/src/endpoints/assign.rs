@@ -131,7 +131,7 @@ impl Assign {
     ) -> Result<JobReply, Problem> {
         let user_id = accept::beneficiary(&auth, body.user_id)?;
         self.app.depth().admit()?;
-        let lookup = Lookup::begin(&self.app, &auth).await?;
+        let lookup = Lookup::begin(&self.app, &auth, &code.0, body.book_id).await?;
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => {

@@ -4,6 +4,7 @@ use coupon_core::{
     Error,
     caller::{Caller, Scope},
     coupon::{self, Behalf, Coupon, CouponId, code, list, locate},
+    generate::form,
     user,
 };
 use poem_openapi::{
@@ -12,6 +13,7 @@ use poem_openapi::{
     payload::Json,
 };
 use serde_json::Value;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Lookup, Metadata, Tag, metadata, path_code};
@@ -116,7 +118,7 @@ pub struct CheckRequest {
 /// Whether a text can be a code of the book.
 #[derive(Debug, Object)]
 pub struct CheckView {
-    /// Whether it has the form of a code.
+    /// Whether it has the form of a code; where every code of the book was generated, of one of its patterns.
     well_formed: bool,
     /// The form in which two codes are compared; null when it is not well formed.
     canonical: Nullable<String>,
@@ -182,6 +184,26 @@ pub(super) fn behalf(caller: &Caller) -> Result<Behalf, Problem> {
     }
 }
 
+/// Whether a text has the form of a code of the book, the check character included, and how it compares.
+async fn check(
+    connection: &mut PgConnection,
+    caller: &Caller,
+    book_id: Uuid,
+    text: &str,
+) -> Result<CheckView, Error> {
+    let book = coupon_core::book::find_to_check(connection, caller, book_id).await?;
+    let canonical = match code::Code::parse(text) {
+        Ok(code) if form::fits(connection, book_id, &code).await? => {
+            Some(code.key(book.settings.exact_codes).to_owned())
+        }
+        _ => None,
+    };
+    Ok(CheckView {
+        well_formed: canonical.is_some(),
+        canonical: canonical.into(),
+    })
+}
+
 /// The endpoints of coupons.
 pub struct Coupons {
     /// What handlers share.
@@ -191,7 +213,7 @@ pub struct Coupons {
 impl Coupons {
     async fn locate(&self, caller: &Caller, code: &str, book_id: Option<Uuid>) -> Result<CouponId, Problem> {
         let behalf = behalf(caller)?;
-        let lookup = Lookup::begin(&self.app, caller).await?;
+        let lookup = Lookup::begin(&self.app, caller, code, book_id).await?;
         let found = async {
             let code = path_code(code)?;
             let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
@@ -275,7 +297,7 @@ impl Coupons {
         )))
     }
 
-    /// Check the form of a code without looking it up: free of the budget for misses.
+    /// Check the form of a code, its check character included, without looking it up: free of the budget for misses.
     #[oai(path = "/coupons/check", method = "post")]
     async fn check(
         &self,
@@ -287,16 +309,7 @@ impl Coupons {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => return once::again(answer),
         };
-        let checked = coupon_core::book::find_to_check(once.tx(), &auth, body.book_id)
-            .await
-            .map(|book| {
-                let code = code::Code::parse(&body.code).ok();
-                let canonical = code.map(|code| code.key(book.settings.exact_codes).to_owned());
-                CheckView {
-                    well_formed: canonical.is_some(),
-                    canonical: canonical.into(),
-                }
-            });
+        let checked = check(once.tx(), &auth, body.book_id, &body.code).await;
         once.finish(checked, |_| None).await
     }
 

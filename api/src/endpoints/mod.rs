@@ -12,6 +12,7 @@ pub mod codes;
 pub mod coupons;
 pub mod distributions;
 pub mod exports;
+pub mod generate;
 pub mod health;
 pub mod jobs;
 pub mod jobs_admin;
@@ -27,9 +28,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use chrono::{DateTime, Utc};
 use coupon_core::{
-    Code, Refusal,
+    Code, Error, Refusal,
     caller::Caller,
     coupon::{Origin, code},
+    generate::form,
     user::{
         api_key,
         budget::{self, Budget, SecurityBudgets},
@@ -39,6 +41,7 @@ use poem::web::RemoteAddr;
 use poem_openapi::{ApiResponse, Tags};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::{app::App, problem::Problem, request_id::RequestId, time::Time};
 
@@ -149,9 +152,12 @@ pub fn path_code(text: &str) -> Result<code::Code, Refusal> {
 }
 
 /// Look-ups of codes by callers who cannot list them: those that miss are budgeted, so that codes cannot be scanned.
+/// What cannot be a code of the book that is named, by its form or its check character, is no miss: whoever types such a
+/// one has slipped, and who guesses learns nothing.
 pub struct Lookup<'a> {
     app: &'a App,
     budget: Option<Budget>,
+    typed: Option<(Uuid, &'a str)>,
 }
 
 impl<'a> Lookup<'a> {
@@ -159,9 +165,19 @@ impl<'a> Lookup<'a> {
     ///
     /// # Errors
     /// `rate_limited`.
-    pub async fn begin(app: &'a App, caller: &Caller) -> Result<Self, Problem> {
+    pub async fn begin(
+        app: &'a App,
+        caller: &Caller,
+        code: &'a str,
+        book_id: Option<Uuid>,
+    ) -> Result<Self, Problem> {
+        let typed = book_id.map(|book_id| (book_id, code));
         if caller.is_admin() || app.budgets() == SecurityBudgets::Off {
-            return Ok(Self { app, budget: None });
+            return Ok(Self {
+                app,
+                budget: None,
+                typed,
+            });
         }
         let limit = api_key::miss_budget(app.db().pool(), caller).await?;
         let budget = Budget::code_miss(caller.id, limit);
@@ -171,6 +187,7 @@ impl<'a> Lookup<'a> {
         Ok(Self {
             app,
             budget: Some(budget),
+            typed,
         })
     }
 
@@ -181,11 +198,24 @@ impl<'a> Lookup<'a> {
     pub async fn end<T>(self, found: Result<T, Problem>) -> Result<T, Problem> {
         if let (Err(problem), Some(budget)) = (&found, &self.budget)
             && problem.code() == Code::NotFound
+            && self.may_exist().await?
         {
             budget::spend(self.app.db().pool(), self.app.budgets(), budget)
                 .await?
                 .require()?;
         }
         found
+    }
+
+    /// Whether what was typed can be a code at all.
+    async fn may_exist(&self) -> Result<bool, Problem> {
+        let Some((book_id, text)) = self.typed else {
+            return Ok(true);
+        };
+        let Ok(code) = code::Code::parse(text) else {
+            return Ok(true);
+        };
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        Ok(form::fits(&mut connection, book_id, &code).await?)
     }
 }

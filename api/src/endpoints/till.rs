@@ -189,7 +189,7 @@ impl Till {
         body: Body<LockRequest>,
     ) -> Result<Reply<LockView>, Problem> {
         let behalf = behalf(&auth, body.user_id)?;
-        let lookup = Lookup::begin(&self.app, &auth).await?;
+        let lookup = Lookup::begin(&self.app, &auth, &code.0, body.book_id).await?;
         let mut once =
             match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
                 Begun::Fresh(once) => once,
@@ -216,7 +216,7 @@ impl Till {
         body: Body<UnlockRequest>,
     ) -> Result<Reply<CouponView>, Problem> {
         let behalf = behalf(&auth, None)?;
-        let lookup = Lookup::begin(&self.app, &auth).await?;
+        let lookup = Lookup::begin(&self.app, &auth, &code.0, body.book_id).await?;
         let mut once =
             match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
                 Begun::Fresh(once) => once,
@@ -258,7 +258,7 @@ impl Till {
             ..
         } = body.value;
         let fields = check_metadata(metadata)?;
-        let lookup = Lookup::begin(&self.app, &auth).await?;
+        let lookup = Lookup::begin(&self.app, &auth, &code.0, book_id).await?;
         let mut once =
             match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(&hash)).await? {
                 Begun::Fresh(once) => once,

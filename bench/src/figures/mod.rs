@@ -2,6 +2,7 @@
 
 pub(crate) mod assign;
 pub(crate) mod draw;
+pub(crate) mod generate;
 pub(crate) mod poll;
 pub(crate) mod sweep;
 pub(crate) mod till;

@@ -9,7 +9,10 @@ use uuid::Uuid;
 
 pub use store::{COUNT_FROM_SUMS, Stats, find, find_for, find_to_check, insert, list, stats, update};
 
-use crate::error::{Error, FieldError, Result};
+use crate::{
+    error::{Error, FieldError, Result, Unfit},
+    generate::pattern::{Given, Pattern},
+};
 
 /// Whether a book moves coupons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -144,6 +147,22 @@ impl Settings {
         } else {
             Err(Error::Invalid(faults))
         }
+    }
+
+    /// Checks that the pattern can be read, with the alphabet that is taken when none is given.
+    ///
+    /// # Errors
+    /// `pattern_invalid`.
+    pub fn check_pattern(&self) -> Result<(), Unfit> {
+        if let Some(pattern) = &self.pattern {
+            let given = Given {
+                pattern,
+                alphabet: None,
+                check: false,
+            };
+            Pattern::parse(given, self.exact_codes)?;
+        }
+        Ok(())
     }
 }
 

@@ -78,9 +78,10 @@ impl From<Row> for Book {
 /// Makes a book with its draw, in one statement with their event.
 ///
 /// # Errors
-/// `validation_failed`.
+/// `validation_failed`, `pattern_invalid`.
 pub async fn insert(connection: &mut PgConnection, settings: &Settings, origin: Origin<'_>) -> Result<Book> {
     settings.check()?;
+    settings.check_pattern()?;
     let (seed, commitment) = draw::new_seed();
     let row: Row = sqlx::query_as(
         "WITH b AS (
@@ -205,7 +206,7 @@ pub async fn list(
 /// Changes a book's settings if it still has the version that `expected` names (any, when `None`); `change` edits them.
 ///
 /// # Errors
-/// `not_found`, `stale`, `validation_failed`, `invalid_state` (`exact_codes` of a book that has codes).
+/// `not_found`, `stale`, `validation_failed`, `pattern_invalid`, `invalid_state` (`exact_codes` of a book that has codes).
 pub async fn update(
     connection: &mut PgConnection,
     book_id: Uuid,
@@ -231,6 +232,10 @@ pub async fn update(
     let mut settings = before.settings.clone();
     change(&mut settings);
     settings.check()?;
+    let spelling = |settings: &Settings| (settings.pattern.clone(), settings.exact_codes);
+    if spelling(&settings) != spelling(&before.settings) {
+        settings.check_pattern()?;
+    }
     if has_codes && settings.exact_codes != before.settings.exact_codes {
         return Err(Refusal::new(
             Code::InvalidState,

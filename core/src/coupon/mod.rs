@@ -26,6 +26,9 @@ pub mod rollback;
 pub mod sweep;
 pub mod withdraw;
 
+pub(crate) mod add;
+pub(crate) mod slot;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;

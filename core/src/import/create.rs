@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     caller::Actor,
+    coupon::slot,
     error::{Code, Error, Refusal, Result},
     id,
     job::{
@@ -55,7 +56,7 @@ struct UploadRow {
 /// `not_found`, `book_not_active` (archived), `import_in_progress`, `csv_header_missing`, `unsupported_media_type`,
 /// `validation_failed`.
 pub async fn create(connection: &mut PgConnection, new: &NewImport<'_>) -> Result<Uuid> {
-    lock_book(connection, new.book_id).await?;
+    slot::lock_book(connection, new.book_id).await?;
     let upload: Option<UploadRow> = sqlx::query_as(
         "SELECT bytes, lines, sha256 FROM uploads
          WHERE id = $1 AND book_id = $2 AND completed_at IS NOT NULL AND removed_at IS NULL",
@@ -113,7 +114,7 @@ pub async fn create_from_codes(
             format!("A list has 1 to {MAX_LIST} codes; send more as a file."),
         ));
     }
-    lock_book(connection, book_id).await?;
+    slot::lock_book(connection, book_id).await?;
     let text = list_text(codes);
     let total = i64::try_from(codes.len()).unwrap_or(0);
     let new = NewImport {
@@ -169,24 +170,6 @@ fn list_text(codes: &[String]) -> Vec<u8> {
         text.extend_from_slice(b"\"\n");
     }
     text
-}
-
-/// Locks the book's row against other imports being accepted; coupons may be written all the while.
-async fn lock_book(connection: &mut PgConnection, book_id: Uuid) -> Result<()> {
-    let status: Option<String> =
-        sqlx::query_scalar("SELECT status FROM books WHERE id = $1 FOR NO KEY UPDATE")
-            .bind(book_id)
-            .fetch_optional(connection)
-            .await?;
-    match status.as_deref() {
-        None => Err(Refusal::not_found().into()),
-        Some("archived") => Err(Refusal::new(
-            Code::BookNotActive,
-            "The book is archived and takes no more codes.",
-        )
-        .into()),
-        Some(_) => Ok(()),
-    }
 }
 
 /// The job that has the book's slot.

@@ -19,12 +19,10 @@ pub mod sweep;
 pub mod upload;
 
 pub(crate) mod chunk;
-pub(crate) mod write;
-
-mod binary_copy;
 mod clock;
 mod plan;
 mod text;
+pub(crate) mod write;
 
 use serde::{Deserialize, Serialize};
 

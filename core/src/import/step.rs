@@ -22,7 +22,7 @@ use super::{
     write,
 };
 use crate::{
-    coupon::draw::DrawState,
+    coupon::{add::Origin, draw::DrawState, slot},
     error::{Code, Error, Refusal, Result},
     job::{
         State,
@@ -30,9 +30,6 @@ use crate::{
         ledger,
     },
 };
-
-/// How long a step waits for another job to give the book's slot back.
-const SLOT_WAIT: Duration = Duration::from_millis(500);
 
 /// What the tables `imports` and `pool_imports` keep in `settings`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,9 +39,6 @@ pub(crate) struct Kept {
     /// As found out.
     pub(crate) layout: Layout,
 }
-
-/// New coupons of one import from which on the planner is told of them at its end.
-const STATISTICS_FROM: i64 = 10_000;
 
 /// Runs the next step of an import.
 ///
@@ -57,34 +51,17 @@ pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome
     if ledger::is_cancelled(connection, job_id).await? {
         return Ok(import.finished(State::Cancelled, None));
     }
-    if !take_slot(connection, import.origin.book_id, job_id).await? {
-        return Ok(Outcome::Snoozed(SLOT_WAIT));
+    if !slot::take(connection, import.origin.book_id, job_id).await? {
+        return Ok(Outcome::Snoozed(slot::SLOT_WAIT));
     }
     let outcome = match import.advance(connection).await {
         Err(Error::Refused(refusal)) => import.finished(State::Failed, Some(refusal)),
         done => done?,
     };
-    if matches!(outcome, Outcome::Finished(_)) && import.counts.accepted >= STATISTICS_FROM {
-        refresh_statistics(connection).await?;
+    if matches!(outcome, Outcome::Finished(_)) && import.counts.accepted >= slot::STATISTICS_FROM {
+        slot::refresh_statistics(connection).await?;
     }
     Ok(outcome)
-}
-
-/// Takes the book's slot for jobs that add codes, unless another job has it.
-async fn take_slot(connection: &mut PgConnection, book_id: Uuid, job_id: Uuid) -> Result<bool> {
-    sqlx::query("INSERT INTO code_job_slots (book_id, job_id) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-        .bind(book_id)
-        .bind(job_id)
-        .execute(&mut *connection)
-        .await?;
-    Ok(
-        sqlx::query_scalar("SELECT job_id = $2 FROM code_job_slots WHERE book_id = $1")
-            .bind(book_id)
-            .bind(job_id)
-            .fetch_optional(connection)
-            .await?
-            .unwrap_or(false),
-    )
 }
 
 #[derive(sqlx::FromRow)]
@@ -121,7 +98,7 @@ struct Counts {
 /// An import as it stands.
 #[derive(Clone)]
 struct Import {
-    origin: write::Origin,
+    origin: Origin,
     upload_id: Uuid,
     place: Place,
     counts: Counts,
@@ -147,7 +124,7 @@ impl Import {
         .fetch_optional(connection)
         .await?;
         Ok(row.map(|row| Self {
-            origin: write::Origin {
+            origin: Origin {
                 job_id,
                 book_id: row.book_id,
                 actor_kind: row.created_by_kind,
@@ -181,7 +158,7 @@ impl Import {
     /// server's log is terse: otherwise it would tell the code.
     async fn advance(&mut self, connection: &mut PgConnection) -> Result<Outcome> {
         let met = self.counts.duplicate_in_file + self.counts.duplicate_in_book > 0;
-        if self.validating || met || !log_is_terse(connection).await? {
+        if self.validating || met || !slot::log_is_terse(connection).await? {
             return self.advance_by(connection, Lookup::Each).await;
         }
         let before = self.clone();
@@ -397,21 +374,6 @@ impl Import {
             refusal,
         })
     }
-}
-
-/// Lets the planner know of many new coupons at once; until then it may take a book for a small one. A tenth of a second.
-async fn refresh_statistics(connection: &mut PgConnection) -> Result<()> {
-    sqlx::query("ANALYZE coupons").execute(connection).await?;
-    Ok(())
-}
-
-/// Whether the server logs errors without the values that they are about.
-async fn log_is_terse(connection: &mut PgConnection) -> Result<bool> {
-    Ok(
-        sqlx::query_scalar("SELECT current_setting('log_error_verbosity') = 'terse'")
-            .fetch_one(connection)
-            .await?,
-    )
 }
 
 /// Whether what a validating pass remembers is still there; the first step lays down the sentinel.

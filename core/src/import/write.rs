@@ -1,31 +1,24 @@
 //! Writing a chunk: coupons, allowances, events and error lines.
 //!
-//! Invariant: codes arrive in the order of their keys. All coupons of a chunk have the same `created_at`, which is the
-//! time of its event and no other chunk's of the book, so the arrival number of each can be recomputed from the event's
-//! first one: whoever is given the draw's seed can check the draw key of every coupon.
+//! Invariant: what is said of chunks in [`crate::coupon::add`] holds, and everything of a chunk is written in its step's
+//! transaction.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{
+use super::plan::{Made, Plan};
+use crate::{
     binary_copy::Rows,
-    plan::{Made, Plan},
+    coupon::{
+        add::{self, Origin},
+        draw::DrawState,
+    },
+    error::Result,
 };
-use crate::{coupon::draw::DrawState, error::Result};
 
-/// Bytes sent to the database at once: it stores them while the next ones are prepared.
+/// Bytes of error lines sent to the database at once.
 const SEND: usize = 128 << 10;
-
-/// Who imports, into what.
-#[derive(Clone)]
-pub(super) struct Origin {
-    pub(super) job_id: Uuid,
-    pub(super) book_id: Uuid,
-    pub(super) actor_kind: String,
-    pub(super) actor_id: Uuid,
-    pub(super) request_id: Option<String>,
-}
 
 /// Writes the coupons of a plan; gives their `created_at`, or nothing when there are none.
 pub(super) async fn coupons(
@@ -46,71 +39,22 @@ pub(super) async fn coupons(
     .fetch_one(&mut *connection)
     .await?;
     let first_arrival = draw.arrivals();
-    copy(connection, origin, draw, &plan.made, created_at, valid_until).await?;
-    draw.save(connection).await?;
-    sqlx::query(
-        "INSERT INTO events (book_id, id, actor_kind, actor_id, job_id, at, kind, request_id, after)
-         VALUES ($1, uuid_v7(), $2, $3, $4, $5, 'codes_added', $6, $7)",
-    )
-    .bind(origin.book_id)
-    .bind(&origin.actor_kind)
-    .bind(origin.actor_id)
-    .bind(origin.job_id)
-    .bind(created_at)
-    .bind(origin.request_id.as_deref())
-    .bind(serde_json::json!({
-        "count": plan.made.len(),
-        "first_arrival": first_arrival,
-        "epoch": draw.epoch(),
-        "cursor": draw.cursor().to_string(), // more digits than a number of JSON keeps everywhere
-    }))
-    .execute(&mut *connection)
-    .await?;
+    let mut chunk = add::Chunk::begin(connection, draw, origin.book_id, created_at, valid_until).await?;
+    for Made { row, holder } in &plan.made {
+        let new = add::New {
+            key: &row.key,
+            shown: row.shown.as_deref(),
+            allowed: row.allowed,
+            expires_at: row.expires_at,
+            metadata: row.metadata.as_deref(),
+            holder: *holder,
+        };
+        chunk.add(&new).await?;
+    }
+    chunk.finish().await?;
+    add::record(connection, origin, draw, first_arrival, created_at).await?;
     assignments(connection, origin, plan).await?;
     Ok(Some(created_at))
-}
-
-async fn copy(
-    connection: &mut PgConnection,
-    origin: &Origin,
-    draw: &mut DrawState,
-    made: &[Made],
-    created_at: DateTime<Utc>,
-    valid_until: Option<DateTime<Utc>>,
-) -> Result<()> {
-    let mut copy = connection
-        .copy_in_raw(
-            "COPY coupons (book_id, draw_key, created_at, updated_at, expires_at, redemptions_allowed, state, code_key,
-                 code, metadata, assigned_user_id, assigned_at, valid_until) FROM STDIN (FORMAT binary)",
-        )
-        .await?;
-    let mut rows = Rows::new(13);
-    for Made { row, holder } in made {
-        rows.row()
-            .uuid(Some(origin.book_id))
-            .i64(draw.lay(&row.key))
-            .time(Some(created_at))
-            .time(Some(created_at))
-            .time(row.expires_at)
-            .i32(row.allowed)
-            .text(Some(if holder.is_some() {
-                "assigned"
-            } else {
-                "unassigned"
-            }))
-            .text(Some(&row.key))
-            .text(row.shown.as_deref())
-            .json(row.metadata.as_deref())
-            .uuid(*holder)
-            .time(holder.map(|_| created_at))
-            .time(holder.and(valid_until));
-        if rows.len() >= SEND {
-            copy.send(rows.take()).await?;
-        }
-    }
-    copy.send(rows.finish()).await?;
-    copy.finish().await?;
-    Ok(())
 }
 
 /// Counts the coupons that have a holder from the start, and records each.

@@ -69,11 +69,13 @@ pub enum Kind {
     UndoDistribution,
     /// Write a book's coupons or redemptions to a file.
     Export,
+    /// Make codes from a pattern.
+    Generate,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Assign,
         Self::AssignBatch,
         Self::Import,
@@ -81,6 +83,7 @@ impl Kind {
         Self::Distribute,
         Self::UndoDistribution,
         Self::Export,
+        Self::Generate,
     ];
 
     /// The spelling on the wire.
@@ -93,6 +96,7 @@ impl Kind {
             Self::Distribute => "distribute",
             Self::UndoDistribution => "undo_distribution",
             Self::Export => "export",
+            Self::Generate => "generate",
         }
     }
 
@@ -102,6 +106,7 @@ impl Kind {
             Self::Assign | Self::Distribute | Self::UndoDistribution => "coupons",
             Self::AssignBatch => "items",
             Self::Import | Self::PoolImport | Self::Export => "rows",
+            Self::Generate => "codes",
         }
     }
 }

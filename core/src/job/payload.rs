@@ -26,6 +26,8 @@ pub enum Payload {
     UndoDistribution(OfDistribution),
     /// Write a book's coupons or redemptions to a file; where it stands is in `exports`.
     ExportBook,
+    /// Make codes from a pattern; where it stands is in `generations`.
+    GenerateCodes,
     /// Turn lapsed locks back.
     SweepLocks,
     /// Forget what is kept only for a while.
@@ -44,7 +46,8 @@ impl Payload {
             | Self::ImportMembers
             | Self::Distribute(_)
             | Self::UndoDistribution(_)
-            | Self::ExportBook => Queue::Bulk,
+            | Self::ExportBook
+            | Self::GenerateCodes => Queue::Bulk,
             Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => Queue::System,
         }
     }
@@ -59,6 +62,7 @@ impl Payload {
             Self::Distribute(_) => Some(Kind::Distribute),
             Self::UndoDistribution(_) => Some(Kind::UndoDistribution),
             Self::ExportBook => Some(Kind::Export),
+            Self::GenerateCodes => Some(Kind::Generate),
             Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => None,
         }
     }

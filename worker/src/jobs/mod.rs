@@ -8,7 +8,7 @@ mod sweeps;
 use coupon_core::{
     Error,
     coupon::batch,
-    distribution, export, import,
+    distribution, export, generate, import,
     job::{
         claim::{Claimed, Finished, Outcome},
         payload::{AssignCoupons, Payload},
@@ -45,6 +45,7 @@ pub(crate) async fn run(
             Some(Payload::Distribute(of)) => distribution::step::step(connection, row.id, &of).await,
             Some(Payload::UndoDistribution(of)) => distribution::undo::step(connection, row.id, &of).await,
             Some(Payload::ExportBook) => export::step::step(connection, row.id).await,
+            Some(Payload::GenerateCodes) => generate::step::step(connection, row.id).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
             Some(Payload::SweepLeftovers) => sweeps::leftovers(connection, keep).await,
             Some(Payload::RollUp) => sweeps::roll_up(connection).await,

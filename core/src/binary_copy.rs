@@ -8,14 +8,14 @@ use uuid::Uuid;
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
 /// Rows being written.
-pub(super) struct Rows {
+pub(crate) struct Rows {
     bytes: Vec<u8>,
     fields: i16,
 }
 
 impl Rows {
     /// Rows of so many fields.
-    pub(super) fn new(fields: i16) -> Self {
+    pub(crate) fn new(fields: i16) -> Self {
         Self {
             bytes: HEADER.to_vec(),
             fields,
@@ -23,7 +23,7 @@ impl Rows {
     }
 
     /// Begins a row.
-    pub(super) fn row(&mut self) -> &mut Self {
+    pub(crate) fn row(&mut self) -> &mut Self {
         self.bytes.extend_from_slice(&self.fields.to_be_bytes());
         self
     }
@@ -40,22 +40,22 @@ impl Rows {
         self
     }
 
-    pub(super) fn uuid(&mut self, value: Option<Uuid>) -> &mut Self {
+    pub(crate) fn uuid(&mut self, value: Option<Uuid>) -> &mut Self {
         match value {
             Some(value) => self.field(value.as_bytes()),
             None => self.null(),
         }
     }
 
-    pub(super) fn i64(&mut self, value: i64) -> &mut Self {
+    pub(crate) fn i64(&mut self, value: i64) -> &mut Self {
         self.field(&value.to_be_bytes())
     }
 
-    pub(super) fn i32(&mut self, value: i32) -> &mut Self {
+    pub(crate) fn i32(&mut self, value: i32) -> &mut Self {
         self.field(&value.to_be_bytes())
     }
 
-    pub(super) fn text(&mut self, value: Option<&str>) -> &mut Self {
+    pub(crate) fn text(&mut self, value: Option<&str>) -> &mut Self {
         match value {
             Some(value) => self.field(value.as_bytes()),
             None => self.null(),
@@ -63,7 +63,7 @@ impl Rows {
     }
 
     /// JSON text, as `jsonb` wants it: a version and the text.
-    pub(super) fn json(&mut self, value: Option<&str>) -> &mut Self {
+    pub(crate) fn json(&mut self, value: Option<&str>) -> &mut Self {
         match value {
             Some(value) => {
                 let length = i32::try_from(value.len() + 1).expect("a field is far smaller than 2 GiB");
@@ -77,7 +77,7 @@ impl Rows {
     }
 
     /// Microseconds since the year 2000.
-    pub(super) fn time(&mut self, value: Option<DateTime<Utc>>) -> &mut Self {
+    pub(crate) fn time(&mut self, value: Option<DateTime<Utc>>) -> &mut Self {
         let epoch = Utc.with_ymd_and_hms(2000, 1, 1, 0, 0, 0).single();
         match (value, epoch) {
             (Some(value), Some(epoch)) => {
@@ -89,17 +89,17 @@ impl Rows {
     }
 
     /// How much is written.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
     /// Takes what is written so far, to be sent.
-    pub(super) fn take(&mut self) -> Vec<u8> {
+    pub(crate) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }
 
     /// The end, with what is left.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.bytes.extend_from_slice(&(-1i16).to_be_bytes());
         self.bytes
     }

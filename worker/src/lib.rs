@@ -23,11 +23,11 @@ use queue::Runner;
 
 /// How many batches of a queue run at once in one process, and how many rows a batch takes.
 ///
-/// Assigns come in batches of hundreds because one book's draws run one after another: the batch is what makes it fast.
-/// Two at once overlap the claim of the next with the commit of the last. A bulk step is one job's.
+/// Assigns come in batches of hundreds because one book's draws run one after another: the batch is what makes it fast,
+/// and one at a time makes it large. A bulk step is one job's.
 fn shape(queue: Queue) -> (usize, i64) {
     match queue {
-        Queue::Assign => (2, 500),
+        Queue::Assign => (1, 500),
         Queue::Bulk => (2, 1),
         Queue::System => (1, 1),
     }
@@ -74,12 +74,10 @@ impl Workers {
         let (stop, stopping) = watch::channel(false);
         let mut tasks = Vec::new();
         for queue in queues {
-            let (concurrency, batch) = shape(*queue);
             tasks.push(queue::work(
                 Arc::clone(&runner),
                 *queue,
-                concurrency,
-                batch,
+                shape(*queue),
                 stopping.clone(),
             ));
         }

@@ -362,7 +362,7 @@ pub const COUNT_FROM_SUMS: &str = concat!(
      summed AS (
          SELECT unassigned, assigned, locked, redeemed, void, redemptions FROM book_hours
          WHERE book_id = $1 ORDER BY hour DESC LIMIT 1),
-     lapsed AS (SELECT count(*) AS locks FROM coupons WHERE state = 'locked' AND locked_until <= now() AND book_id = $1),
+     lapsed AS (SELECT count(*) AS locks FROM coupons WHERE state LIKE 'locked' AND locked_until <= now() AND book_id = $1),
      s AS (
          SELECT coalesce(s.unassigned, 0) + e.unassigned AS unassigned, coalesce(s.assigned, 0) + e.assigned + l.locks AS assigned,
                 coalesce(s.locked, 0) + e.locked - l.locks AS locked, coalesce(s.redeemed, 0) + e.redeemed AS redeemed,

@@ -219,7 +219,7 @@ async fn draw_candidates(
 
 /// The draw: from the cursor upwards along the partial index, never a sort. A coupon past its own time is passed over.
 pub const DRAW: &str = "SELECT code_key, draw_key FROM coupons
-     WHERE book_id = $1 AND state = 'unassigned' AND draw_key >= $2 AND (expires_at IS NULL OR expires_at > now())
+     WHERE book_id = $1 AND state LIKE 'unassigned' AND draw_key >= $2 AND (expires_at IS NULL OR expires_at > now())
      ORDER BY draw_key LIMIT $3 FOR UPDATE";
 
 /// The batch while it is being decided.

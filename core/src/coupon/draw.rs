@@ -134,7 +134,7 @@ impl DrawState {
     /// Keys what is left anew over the whole range, in the order in which it would have been drawn.
     async fn begin_epoch(&mut self, connection: &mut PgConnection) -> Result<()> {
         let left: Vec<String> = sqlx::query_scalar(
-            "SELECT code_key FROM coupons WHERE book_id = $1 AND state = 'unassigned' AND draw_key >= $2 ORDER BY draw_key, code_key",
+            "SELECT code_key FROM coupons WHERE book_id = $1 AND state LIKE 'unassigned' AND draw_key >= $2 ORDER BY draw_key, code_key",
         )
         .bind(self.book_id)
         .bind(self.cursor)

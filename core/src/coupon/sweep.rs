@@ -10,7 +10,7 @@ pub const SWEEP_BATCH: i64 = 1_000;
 /// Turns a batch of lapsed locks back, with their events.
 pub const SWEEP: &str = "WITH lapsed AS (
          SELECT book_id, code_key, locked_until FROM coupons
-         WHERE state = 'locked' AND locked_until <= now()
+         WHERE state LIKE 'locked' AND locked_until <= now()
          ORDER BY locked_until LIMIT $1 FOR UPDATE SKIP LOCKED),
      swept AS (
          UPDATE coupons c SET state = 'assigned', locked_until = NULL, updated_at = now()

@@ -89,7 +89,7 @@ pub const GATHER: &str = concat!(
 
 /// Coupons that can be drawn, counted up to $2.
 pub const FREE: &str = "SELECT count(*) FROM (
-     SELECT FROM coupons WHERE book_id = $1 AND state = 'unassigned' AND (expires_at IS NULL OR expires_at > now())
+     SELECT FROM coupons WHERE book_id = $1 AND state LIKE 'unassigned' AND (expires_at IS NULL OR expires_at > now())
      LIMIT $2) AS free";
 
 /// The plan in numbers.

@@ -59,7 +59,7 @@ pub const GAUGES: &str = "WITH q AS (SELECT unnest($1::text[]) AS name)
                           ('redeemed', h.redeemed), ('void', h.void)) AS s (state, count)
      UNION ALL
      (SELECT 'lapsed', NULL, extract(epoch FROM now() - locked_until)::float8, NULL FROM coupons
-      WHERE state = 'locked' AND locked_until <= now() ORDER BY locked_until LIMIT 1)
+      WHERE state LIKE 'locked' AND locked_until <= now() ORDER BY locked_until LIMIT 1)
      UNION ALL
      SELECT 'rolled up', NULL, 0, events_before::text FROM roll_up_state";
 

@@ -53,6 +53,7 @@ pub(crate) struct Batch {
     /// Held while a row that was in trouble runs: no other such row runs beside it in this process, so that one which
     /// takes the process down again and again takes no companion along.
     _alone: Option<OwnedSemaphorePermit>,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Batch {
@@ -97,6 +98,13 @@ pub(super) fn backoff((first, longest): (Duration, Duration), n: u32) -> Duratio
     full.mul_f64(rand::random_range(0.5..=1.0))
 }
 
+/// What a claim leaves behind for the next one.
+struct Claimer {
+    place: Place,
+    wake: watch::Receiver<u64>,
+    slot: OwnedSemaphorePermit,
+}
+
 /// What a claim found.
 enum Found {
     /// Due rows; with the permit when they were in trouble before.
@@ -109,7 +117,7 @@ enum Found {
 }
 
 /// A claim under way.
-type Claiming = JoinHandle<Result<(Found, Place), StoreError>>;
+type Claiming = JoinHandle<Result<(Found, Claimer), StoreError>>;
 
 enum Phase {
     Start,
@@ -131,11 +139,18 @@ pub(super) struct BatchBackend {
     charged_first: bool,
     place: Place,
     alone: Arc<Semaphore>,
+    /// One for each batch that may be at work. A claim waits for it: what arrives meanwhile is one batch and not many.
+    slots: Arc<Semaphore>,
     phase: Phase,
 }
 
 impl BatchBackend {
-    pub(super) fn new(runner: &Runner, queue: Queue, limit: i64, stopping: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(
+        runner: &Runner,
+        queue: Queue,
+        (batches, limit): (usize, i64),
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
         Self {
             db: runner.db().clone(),
             queue,
@@ -147,13 +162,12 @@ impl BatchBackend {
             charged_first: false,
             place: Place::default(),
             alone: Arc::new(Semaphore::new(1)),
+            slots: Arc::new(Semaphore::new(batches)),
             phase: Phase::Start,
         }
     }
 
     fn claim(&mut self) -> Claiming {
-        // Seen before the claim: what is rung while it runs starts the next one at once.
-        self.wake.mark_unchanged();
         // Rows that were in trouble and fresh ones take turns, so that neither starves the other.
         self.charged_first = !self.charged_first;
         let lanes = if self.charged_first {
@@ -162,10 +176,14 @@ impl BatchBackend {
             [Lane::Fresh, Lane::Charged]
         };
         let (db, queue, limit) = (self.db.clone(), self.queue, self.limit);
-        let mut place = self.place.clone();
+        let (mut place, mut wake) = (self.place.clone(), self.wake.clone());
+        let slots = Arc::clone(&self.slots);
         let mut alone = Arc::clone(&self.alone).try_acquire_owned().ok();
         // In a task of its own: it runs to its end whenever the worker polls.
         tokio::spawn(async move {
+            let slot = slots.acquire_owned().await.expect("it is never closed");
+            // Seen before the claim: what is rung while it runs starts the next one at once.
+            wake.mark_unchanged();
             let mut tx = db.begin().await?;
             for lane in lanes {
                 if lane == Lane::Charged && alone.is_none() {
@@ -174,7 +192,7 @@ impl BatchBackend {
                 let rows = claim::claim(&mut tx, queue, lane, limit, &mut place).await?;
                 if !rows.is_empty() {
                     let alone = if lane == Lane::Charged { alone.take() } else { None };
-                    return Ok((Found::Rows(tx, rows, alone), place));
+                    return Ok((Found::Rows(tx, rows, alone), Claimer { place, wake, slot }));
                 }
             }
             // A row with an unreadable id may have been dropped.
@@ -182,7 +200,7 @@ impl BatchBackend {
             let nothing = Found::Nothing {
                 beside_trouble: alone.is_none(),
             };
-            Ok((nothing, place))
+            Ok((nothing, Claimer { place, wake, slot }))
         })
     }
 
@@ -235,8 +253,9 @@ impl Backend for BatchBackend {
                         self.failed_claims = 0;
                     }
                     self.phase = match claimed {
-                        Ok(Ok((Found::Rows(tx, rows, alone), place))) => {
-                            self.place = place;
+                        Ok(Ok((Found::Rows(tx, rows, alone), claimer))) => {
+                            self.place = claimer.place;
+                            self.wake = claimer.wake;
                             self.phase = match self.trouble.count() {
                                 0 => Phase::Start,
                                 n => self.wait(backoff(BACKOFF, n), false),
@@ -247,11 +266,13 @@ impl Backend for BatchBackend {
                                 trouble: self.trouble.clone(),
                                 settled: false,
                                 _alone: alone,
+                                _slot: claimer.slot,
                             };
                             return Poll::Ready(Some(Ok(Task::new(batch))));
                         }
-                        Ok(Ok((Found::Nothing { beside_trouble }, place))) => {
-                            self.place = place;
+                        Ok(Ok((Found::Nothing { beside_trouble }, claimer))) => {
+                            self.place = claimer.place;
+                            self.wake = claimer.wake;
                             self.wait_for_work(beside_trouble)
                         }
                         Ok(Err(error)) => {

@@ -13,20 +13,19 @@ use tokio::{sync::watch, task::JoinHandle};
 use backend::{Batch, BatchBackend};
 pub(crate) use runner::Runner;
 
-/// Works on a queue until `stopping` turns true and what is at work has ended.
+/// Works on a queue, so many batches of so many rows at once, until `stopping` turns true and what is at work has ended.
 pub(crate) fn work(
     runner: Arc<Runner>,
     queue: Queue,
-    concurrency: usize,
-    batch: i64,
+    (batches, rows): (usize, i64),
     stopping: watch::Receiver<bool>,
 ) -> JoinHandle<()> {
-    let backend = BatchBackend::new(&runner, queue, batch, stopping);
+    let backend = BatchBackend::new(&runner, queue, (batches, rows), stopping);
     let worker = WorkerBuilder::new(format!("queue-{}", queue.name()))
         .backend(backend)
         // Without this one task would poll all handlers; without a limit there would be no end of them.
         .parallelize(tokio::spawn)
-        .concurrency(concurrency)
+        .concurrency(batches)
         .build(move |batch: Batch| {
             let runner = Arc::clone(&runner);
             async move { runner.run(batch).await }

@@ -70,39 +70,42 @@ fn built(path: &str) -> Option<Content> {
     })
 }
 
-/// Adds the pages and their files to a route.
+/// Where the page lies for the router, whose `/` belongs to the API that is nested there.
+const PAGE: &str = "/index.html";
+
+/// Adds the page and its files to a route.
 pub(crate) fn routes(route: Route) -> Route {
     if built("index.html").is_none() {
         return route
-            .at("/", get(unbuilt("text/html; charset=utf-8", UNBUILT_PAGE)))
+            .at(PAGE, get(unbuilt("text/html; charset=utf-8", UNBUILT_PAGE)))
             .at(
                 "/unbuilt.css",
                 get(unbuilt("text/css; charset=utf-8", UNBUILT_STYLE)),
             );
     }
+    let endpoint = || {
+        make_sync(|request: Request| {
+            let path = request.uri().path().trim_start_matches('/').to_owned();
+            file(built, &path, &request)
+        })
+    };
     route
-        .at(
-            "/",
-            get(make_sync(|request: Request| file(built, "index.html", &request))),
-        )
-        .at(
-            "/favicon.svg",
-            get(make_sync(|request: Request| file(built, "favicon.svg", &request))),
-        )
-        .at(
-            "/assets/*path",
-            get(make_sync(|request: Request| {
-                file(built, request.uri().path().trim_start_matches('/'), &request)
-            })),
-        )
+        .at(PAGE, get(endpoint()))
+        .at("/favicon.svg", get(endpoint()))
+        .at("/assets/*path", get(endpoint()))
 }
 
-/// Sends whoever asks for a page to the UI, which knows its own addresses.
+/// Sends whoever asks for a page to the UI, which knows its own addresses; without a UI there is only the first page.
 pub(crate) fn page_of(mut request: Request) -> Request {
-    if built("index.html").is_some() && wants_a_page(&request) {
-        *request.uri_mut() = Uri::from(PathAndQuery::from_static("/"));
+    let is_first = request.uri().path() == "/" && is_read(&request);
+    if is_first || (wants_a_page(&request) && built("index.html").is_some()) {
+        *request.uri_mut() = Uri::from(PathAndQuery::from_static(PAGE));
     }
     request
+}
+
+fn is_read(request: &Request) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
 }
 
 fn wants_a_page(request: &Request) -> bool {
@@ -111,7 +114,7 @@ fn wants_a_page(request: &Request) -> bool {
         let rest = path.strip_prefix(owner);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    matches!(*request.method(), Method::GET | Method::HEAD)
+    is_read(request)
         && request
             .header(ACCEPT)
             .is_some_and(|accept| accept.contains("text/html"))

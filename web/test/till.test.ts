@@ -88,7 +88,7 @@ describe('the button that spends', () => {
     const done = vi.fn()
     const ask = vi.fn()
     const place = document.createElement('div')
-    const app = createApp({ render: () => h(HoldButton, { busy: false, onDone: done, onAsk: ask }) })
+    const app = createApp({ render: () => h(HoldButton, { busy: false, disabled: false, onDone: done, onAsk: ask }) })
     app.use(i18n).mount(place)
     apps.push(app)
     return { done, ask, element: place.querySelector('button')! }

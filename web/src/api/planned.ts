@@ -23,36 +23,6 @@ async function call<T>(method: string, path: string, options: { query?: Query; b
   return (response.status === 204 ? undefined : await response.json()) as T
 }
 
-// --- series
-export interface CouponPoint {
-  at: string
-  total: number
-  unassigned: number
-  assigned: number
-  locked: number
-  redeemed: number
-  void: number
-  assigned_count: number
-  redeemed_count: number
-  added_count: number
-}
-export interface ServicePoint extends CouponPoint {
-  jobs: { kind: string; succeeded_count: number; partially_succeeded_count: number; failed_count: number; cancelled_count: number; mean_seconds: number }[]
-  queues: { queue: string; due_mean: number; due_max: number }[]
-}
-export interface Series<P> {
-  from: string
-  to: string
-  step: 'hour' | 'day'
-  complete_until: string
-  points: P[]
-}
-type Window = { from?: string; to?: string; step?: 'hour' | 'day' }
-export const stats = {
-  service: (window: Window) => call<Series<ServicePoint>>('GET', '/v1/stats', { query: window }),
-  book: (id: string, window: Window) => call<Series<CouponPoint>>('GET', `/v1/books/${id}/history`, { query: window }),
-}
-
 // --- generating
 export interface Pattern {
   pattern: string
@@ -67,6 +37,8 @@ export interface Preview {
   sample: string[]
   ok: boolean
   needed_length?: number | null
+  /** What to mind, for people. */
+  warning?: string | null
 }
 export const codes = {
   preview: (bookId: string, pattern: Pattern) => call<Preview>('POST', `/v1/books/${bookId}/codes/preview`, { body: pattern }),
@@ -110,8 +82,11 @@ export interface NewDistribution {
   max_per_user?: number
   on_shortage: 'fail' | 'partial'
 }
-export interface Distribution extends NewDistribution {
+export interface Distribution extends Omit<NewDistribution, 'per_user' | 'total' | 'max_per_user'> {
   id: string
+  per_user: number | null
+  total: number | null
+  max_per_user: number | null
   state: string
   seed_commitment: string | null
   counts: Record<string, number>
@@ -130,7 +105,11 @@ export interface Plan {
 }
 export interface DistributionItem {
   user_id: string
-  [member: string]: unknown
+  wanted: number
+  assigned: number
+  undone: number
+  state: string
+  reason: string | null
 }
 export const distributions = {
   list: (query: { cursor?: string; book_id?: string }) => call<Page<Distribution>>('GET', '/v1/distributions', { query }),

@@ -18,6 +18,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What the process measures, for Prometheus. Where `metrics_listen` is set, this is told there and not here. */
+        get: operations["get_metrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/readyz": {
         parameters: {
             query?: never;
@@ -253,6 +270,27 @@ export interface paths {
         };
         /** List a book's coupons in the order of their codes. */
         get: operations["get_books_by_id_coupons"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/books/{id}/history": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * A book's coupons over time: by state, and what happened.
+         * @description Up to 1,000 intervals. Without `from`: a week of hours or 90 days before `to`; without `to`: until now; without
+         *     `step`: hours for up to two weeks, else days. `from` and `to` are widened to whole intervals.
+         */
+        get: operations["get_books_by_id_history"];
         put?: never;
         post?: never;
         delete?: never;
@@ -769,6 +807,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/stats": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * All books and jobs over time: coupons by state, what happened, jobs that ended, how deep the queues were.
+         * @description The time is given as for a book's history.
+         */
+        get: operations["get_stats"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/users": {
         parameters: {
             query?: never;
@@ -1130,6 +1188,30 @@ export interface components {
             valid_days_after_assignment?: number;
         };
         /**
+         * BookHistory
+         * @description A book's coupons over time.
+         */
+        BookHistory: {
+            /**
+             * Format: date-time
+             * @description What happened later is not told yet; the last point may therefore still grow.
+             */
+            complete_until: string;
+            /**
+             * Format: date-time
+             * @description The beginning of the first interval.
+             */
+            from: string;
+            /** @description One for each interval that begins before `complete_until`, also where nothing happened. */
+            points: components["schemas"]["CouponPoint"][];
+            step: components["schemas"]["StatsStep"];
+            /**
+             * Format: date-time
+             * @description The end of the last.
+             */
+            to: string;
+        };
+        /**
          * BookStats
          * @description How many coupons a book has in each state.
          */
@@ -1283,6 +1365,82 @@ export interface components {
             state: components["schemas"]["CouponState"];
             /** Format: date-time */
             updated_at: string;
+        };
+        /**
+         * CouponPoint
+         * @description Coupons in one interval: by state at its end (or so far), and what happened in it.
+         */
+        CouponPoint: {
+            /**
+             * Format: int64
+             * @description Codes that came into a book.
+             */
+            added_count: number;
+            /** Format: int64 */
+            assigned: number;
+            /**
+             * Format: int64
+             * @description Assignments.
+             */
+            assigned_count: number;
+            /**
+             * Format: date-time
+             * @description The beginning of the interval.
+             */
+            at: string;
+            /**
+             * Format: int64
+             * @description Locks that lapsed.
+             */
+            lock_expired_count: number;
+            /**
+             * Format: int64
+             * @description A lapsed lock counts until it is swept, some seconds later.
+             */
+            locked: number;
+            /**
+             * Format: int64
+             * @description Locks taken.
+             */
+            locked_count: number;
+            /** Format: int64 */
+            redeemed: number;
+            /**
+             * Format: int64
+             * @description Uses spent.
+             */
+            redeemed_count: number;
+            /**
+             * Format: int64
+             * @description Uses spent until then, less those given back.
+             */
+            redemptions: number;
+            /**
+             * Format: int64
+             * @description Coupons taken back into the draw.
+             */
+            revoked_count: number;
+            /**
+             * Format: int64
+             * @description Uses given back.
+             */
+            rolled_back_count: number;
+            /** Format: int64 */
+            total: number;
+            /** Format: int64 */
+            unassigned: number;
+            /**
+             * Format: int64
+             * @description Locks given back.
+             */
+            unlocked_count: number;
+            /** Format: int64 */
+            void: number;
+            /**
+             * Format: int64
+             * @description Coupons taken out of use.
+             */
+            voided_count: number;
         };
         /**
          * @description The effective state of a coupon: a lapsed lock shows `assigned`.
@@ -1465,6 +1623,26 @@ export interface components {
             code: string;
             /** @description For people. */
             detail: string;
+        };
+        /**
+         * JobsPoint
+         * @description Jobs of one kind that ended in an interval.
+         */
+        JobsPoint: {
+            /** Format: int64 */
+            cancelled_count: number;
+            /** Format: int64 */
+            failed_count: number;
+            kind: string;
+            /**
+             * Format: double
+             * @description From acceptance to end, on average.
+             */
+            mean_seconds: number;
+            /** Format: int64 */
+            partially_succeeded_count: number;
+            /** Format: int64 */
+            succeeded_count: number;
         };
         /**
          * @description Where a job stands.
@@ -1797,6 +1975,17 @@ export interface components {
             unit: string;
         };
         /**
+         * QueuePoint
+         * @description How deep a queue was in an interval, from a sample per minute.
+         */
+        QueuePoint: {
+            /** Format: int64 */
+            due_max: number;
+            /** Format: double */
+            due_mean: number;
+            queue: string;
+        };
+        /**
          * RedeemRequest
          * @description A use to be spent.
          */
@@ -1893,6 +2082,110 @@ export interface components {
          */
         Scope: "read" | "assign" | "redeem" | "manage";
         /**
+         * ServiceHistory
+         * @description All books and jobs over time.
+         */
+        ServiceHistory: {
+            /**
+             * Format: date-time
+             * @description What happened later is not told yet; the last point may therefore still grow.
+             */
+            complete_until: string;
+            /**
+             * Format: date-time
+             * @description The beginning of the first interval.
+             */
+            from: string;
+            /** @description One for each interval that begins before `complete_until`, also where nothing happened. */
+            points: components["schemas"]["ServicePoint"][];
+            step: components["schemas"]["StatsStep"];
+            /**
+             * Format: date-time
+             * @description The end of the last.
+             */
+            to: string;
+        };
+        /**
+         * ServicePoint
+         * @description The whole service in one interval.
+         */
+        ServicePoint: {
+            /**
+             * Format: int64
+             * @description Codes that came into a book.
+             */
+            added_count: number;
+            /** Format: int64 */
+            assigned: number;
+            /**
+             * Format: int64
+             * @description Assignments.
+             */
+            assigned_count: number;
+            /**
+             * Format: date-time
+             * @description The beginning of the interval.
+             */
+            at: string;
+            /** @description Kinds of which a job ended. */
+            jobs: components["schemas"]["JobsPoint"][];
+            /**
+             * Format: int64
+             * @description Locks that lapsed.
+             */
+            lock_expired_count: number;
+            /**
+             * Format: int64
+             * @description A lapsed lock counts until it is swept, some seconds later.
+             */
+            locked: number;
+            /**
+             * Format: int64
+             * @description Locks taken.
+             */
+            locked_count: number;
+            /** @description Queues, where a sample was taken. */
+            queues: components["schemas"]["QueuePoint"][];
+            /** Format: int64 */
+            redeemed: number;
+            /**
+             * Format: int64
+             * @description Uses spent.
+             */
+            redeemed_count: number;
+            /**
+             * Format: int64
+             * @description Uses spent until then, less those given back.
+             */
+            redemptions: number;
+            /**
+             * Format: int64
+             * @description Coupons taken back into the draw.
+             */
+            revoked_count: number;
+            /**
+             * Format: int64
+             * @description Uses given back.
+             */
+            rolled_back_count: number;
+            /** Format: int64 */
+            total: number;
+            /** Format: int64 */
+            unassigned: number;
+            /**
+             * Format: int64
+             * @description Locks given back.
+             */
+            unlocked_count: number;
+            /** Format: int64 */
+            void: number;
+            /**
+             * Format: int64
+             * @description Coupons taken out of use.
+             */
+            voided_count: number;
+        };
+        /**
          * Session
          * @description A session: its tokens, and whose it is.
          */
@@ -1919,6 +2212,11 @@ export interface components {
             /** @description Whether there is no administrator yet. */
             needed: boolean;
         };
+        /**
+         * @description How long an interval is.
+         * @enum {string}
+         */
+        StatsStep: "hour" | "day";
         /**
          * UnlockRequest
          * @description A lock to be given back.
@@ -2009,6 +2307,108 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Alive"];
+                };
+            };
+            /** @description No usable token or key. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The role or scopes do not reach. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Absent, or somebody else's. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state of things does not allow it; `code` says why. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Over for good. */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Understood, but not valid; `errors` lists every fault. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too many requests. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A fault of this service. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not now; try again after `Retry-After`. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_metrics: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Prometheus's text format, version 0.0.4. */
+            200: {
+                headers: {
+                    "CONTENT-TYPE": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/plain; charset=utf-8": string;
                 };
             };
             /** @description No usable token or key. */
@@ -4056,6 +4456,112 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Page_Coupon"];
+                };
+            };
+            /** @description No usable token or key. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The role or scopes do not reach. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Absent, or somebody else's. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state of things does not allow it; `code` says why. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Over for good. */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Understood, but not valid; `errors` lists every fault. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too many requests. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A fault of this service. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not now; try again after `Retry-After`. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_books_by_id_history: {
+        parameters: {
+            query?: {
+                from?: string;
+                step?: components["schemas"]["StatsStep"];
+                to?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BookHistory"];
                 };
             };
             /** @description No usable token or key. */
@@ -8046,6 +8552,110 @@ export interface operations {
             };
             /** @description A live lock is in the way. */
             423: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too many requests. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A fault of this service. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not now; try again after `Retry-After`. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_stats: {
+        parameters: {
+            query?: {
+                from?: string;
+                step?: components["schemas"]["StatsStep"];
+                to?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ServiceHistory"];
+                };
+            };
+            /** @description No usable token or key. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The role or scopes do not reach. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Absent, or somebody else's. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state of things does not allow it; `code` says why. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Over for good. */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Understood, but not valid; `errors` lists every fault. */
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };

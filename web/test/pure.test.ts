@@ -11,6 +11,7 @@ import { bytes, clockface, compact, duration, grouped, percent, relative } from 
 describe('numbers and times', () => {
   test('as people read them', () => {
     expect([compact(58_123), compact(1_250_000)]).toEqual(['58.1k', '1.25M'])
+    expect(compact(5.31e17)).toBe('5.3 × 10¹⁷')
     expect([duration(9.6), duration(125), duration(3_900)]).toEqual(['10 s', '2 min', '1 h 5 min'])
     expect([clockface(247), clockface(0), clockface(3_661)]).toEqual(['4:07', '0:00', '1:01:01'])
     expect([bytes(999), bytes(1_500), bytes(25_000_000)]).toEqual(['999 B', '1.5 kB', '25 MB'])

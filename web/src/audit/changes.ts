@@ -24,5 +24,6 @@ function short(value: unknown): string {
   if (value === null || value === undefined) return '–'
   const text = typeof value === 'string' ? value : JSON.stringify(value)
   if (/^[0-9a-f]{8}-[0-9a-f-]{27}$/.test(text)) return `${text.slice(0, 8)}…`
+  if (/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/.test(text)) return `${text.slice(0, 19).replace('T', ' ')} UTC`
   return text.length > LONG ? `${text.slice(0, LONG)}…` : text
 }

@@ -3,6 +3,10 @@ import { useI18n } from 'vue-i18n'
 import { compact, duration, number } from '@/ui/format'
 import type { Job } from './job'
 
+/** The whole first, then what went well. */
+const ORDER = ['rows', 'accepted', 'generated', 'assigned', 'recipients', 'codes']
+const rank = (name: string) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length)
+
 export function useJobWords() {
   const { t, te } = useI18n()
 
@@ -23,6 +27,7 @@ export function useJobWords() {
   function counters(job: Job): { name: string; word: string; value: number }[] {
     return Object.entries(job.counts ?? {})
       .filter(([, value]) => typeof value === 'number')
+      .sort(([a], [b]) => rank(a) - rank(b))
       .map(([name, value]) => ({ name, word: counter(name), value: value as number }))
   }
   return { kind, progress, counters, counter }

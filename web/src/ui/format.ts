@@ -9,7 +9,13 @@ const ago = new Intl.RelativeTimeFormat(language, { numeric: 'auto', style: 'sho
 export const number = (value: number): string => whole.format(value)
 
 /** `58k`, for rates and axes, where the digits behind do not matter. */
-export const compact = (value: number): string => short.format(value).toLowerCase().replace('m', 'M').replace('b', 'B')
+export const compact = (value: number): string => {
+  if (value >= 1e15) {
+    const power = Math.floor(Math.log10(value))
+    return `${(value / 10 ** power).toFixed(1)} × 10${[...String(power)].map((digit) => '⁰¹²³⁴⁵⁶⁷⁸⁹'[Number(digit)]).join('')}`
+  }
+  return short.format(value).toLowerCase().replace('m', 'M').replace('b', 'B')
+}
 
 const UNITS: [Intl.RelativeTimeFormatUnit, number][] = [
   ['year', 31_557_600], ['month', 2_629_800], ['week', 604_800], ['day', 86_400], ['hour', 3_600], ['minute', 60], ['second', 1],

@@ -4,6 +4,7 @@
  * which the screens show as it is.
  */
 import { fetchAs, type Schemas } from './client'
+import type { NewDistribution } from './distributions'
 import { problemOf } from './problem'
 
 type Query = Record<string, string | number | boolean | undefined | null>
@@ -43,81 +44,6 @@ export interface Preview {
 export const codes = {
   preview: (bookId: string, pattern: Pattern) => call<Preview>('POST', `/v1/books/${bookId}/codes/preview`, { body: pattern }),
   generate: (bookId: string, wanted: Partial<Pattern> & { count: number; expires_at?: string }) => call<Job>('POST', `/v1/books/${bookId}/codes/generate`, { body: wanted }),
-}
-
-// --- pools
-export interface Pool {
-  id: string
-  name: string
-  description: string
-  members: number
-  created_at: string
-}
-export interface Member {
-  user_id: string
-  email: string
-  name: string
-  disabled: boolean
-  added_at: string
-}
-export const pools = {
-  list: (cursor?: string) => call<Page<Pool>>('GET', '/v1/pools', { query: { cursor, limit: 100 } }),
-  get: (id: string) => call<Pool>('GET', `/v1/pools/${id}`),
-  create: (pool: { name: string; description?: string }) => call<Pool>('POST', '/v1/pools', { body: pool }),
-  change: (id: string, pool: { name?: string; description?: string }) => call<Pool>('PATCH', `/v1/pools/${id}`, { body: pool }),
-  remove: (id: string) => call<void>('DELETE', `/v1/pools/${id}`),
-  members: (id: string, cursor?: string) => call<Page<Member>>('GET', `/v1/pools/${id}/members`, { query: { cursor, limit: 100 } }),
-  add: (id: string, userIds: string[]) => call<unknown>('POST', `/v1/pools/${id}/members`, { body: { user_ids: userIds } }),
-  drop: (id: string, userIds: string[]) => call<unknown>('DELETE', `/v1/pools/${id}/members`, { body: { user_ids: userIds } }),
-}
-
-// --- distributions
-export type Mode = 'equal' | 'random' | 'top_up'
-export interface NewDistribution {
-  book_id: string
-  pool_id: string
-  mode: Mode
-  per_user?: number
-  total?: number
-  max_per_user?: number
-  on_shortage: 'fail' | 'partial'
-}
-export interface Distribution extends Omit<NewDistribution, 'per_user' | 'total' | 'max_per_user'> {
-  id: string
-  per_user: number | null
-  total: number | null
-  max_per_user: number | null
-  state: string
-  seed_commitment: string | null
-  counts: Record<string, number>
-  job_id: string | null
-  schedule_id: string | null
-  created_at: string
-}
-export interface Plan {
-  recipients: number
-  excluded: { reason: string; count: number }[]
-  codes_needed: number
-  codes_free: number
-  shortfall: number
-  sample: { user_id: string; count?: number; email?: string; name?: string }[]
-  seed_commitment: string
-}
-export interface DistributionItem {
-  user_id: string
-  wanted: number
-  assigned: number
-  undone: number
-  state: string
-  reason: string | null
-}
-export const distributions = {
-  list: (query: { cursor?: string; book_id?: string }) => call<Page<Distribution>>('GET', '/v1/distributions', { query }),
-  get: (id: string) => call<Distribution>('GET', `/v1/distributions/${id}`),
-  items: (id: string, cursor?: string) => call<Page<DistributionItem>>('GET', `/v1/distributions/${id}/items`, { query: { cursor } }),
-  plan: (wanted: NewDistribution) => call<Plan>('POST', '/v1/distributions', { query: { dry_run: true }, body: wanted }),
-  run: (wanted: NewDistribution) => call<Job>('POST', '/v1/distributions', { body: wanted }),
-  undo: (id: string) => call<Job>('POST', `/v1/distributions/${id}/undo`, { body: {} }),
 }
 
 // --- schedules

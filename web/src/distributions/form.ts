@@ -1,5 +1,5 @@
 /** A distribution as a form holds it, and what it says. */
-import type { Mode, NewDistribution } from '@/api/planned'
+import type { Mode, NewDistribution } from '@/api/distributions'
 
 export interface DistributionForm {
   book_id: string | null

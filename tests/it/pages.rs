@@ -11,7 +11,10 @@ async fn the_first_page_is_there_with_or_without_a_ui() {
     for accept in [A_BROWSER, "*/*"] {
         let page = service.nobody().with("accept", accept).get("/").await;
         assert_eq!(page.status, StatusCode::OK, "{accept}");
-        assert!(page.header("content-type").is_some_and(|kind| kind.starts_with("text/html")));
+        assert!(
+            page.header("content-type")
+                .is_some_and(|kind| kind.starts_with("text/html"))
+        );
         assert!(
             page.header("content-security-policy")
                 .is_some_and(|policy| policy.contains("frame-ancestors 'none'"))

@@ -93,7 +93,7 @@ pub fn application(app: App, draining: Arc<AtomicBool>) -> impl Endpoint<Output 
     let document = Arc::new(Document::new(&service));
     stack(web::routes(Route::new().nest("/", service)), document)
         .data(app)
-        .before(|request| async { Ok(unversioned(request)) })
+        .before(|request| async { Ok(web::page_of(unversioned(request))) })
 }
 
 /// The OpenAPI document, as it is served.

@@ -35,6 +35,9 @@ async fn a_coupon_is_made_assigned_locked_and_redeemed() {
 
     let mine = user.get("/v1/me/coupons").await.expect(200);
     assert_eq!(mine["data"][0]["code"], code.as_str());
+    // The book itself is not a user's to read, but what it says of using the coupon is.
+    assert_eq!(mine["data"][0]["book"]["name"], "Summer");
+    assert_eq!(mine["data"][0]["book"]["require_lock"], true);
     user.post(&format!("/v1/coupons/redeem/{code}"), json!({}))
         .await
         .refused(409, "lock_required");

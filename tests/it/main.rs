@@ -21,6 +21,7 @@ mod life;
 mod lists;
 mod matrix;
 mod metrics;
+mod pages;
 mod people;
 mod plans;
 mod pools;

@@ -1,7 +1,9 @@
 //! Coupons: a book's, one, what happened to it, and a holder's own.
 
+use std::collections::HashMap;
+
 use coupon_core::{
-    Error,
+    Error, book,
     caller::{Caller, Scope},
     coupon::{self, Behalf, Coupon, CouponId, code, list, locate},
     generate::form,
@@ -16,7 +18,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Lookup, Metadata, Tag, metadata, path_code};
+use super::{Lookup, Metadata, Tag, books::Status, metadata, path_code};
 use crate::{
     Body, Nullable, Problem,
     app::App,
@@ -101,6 +103,41 @@ impl From<Coupon> for CouponView {
             metadata: metadata(coupon.metadata),
             created_at: coupon.created_at.into(),
             updated_at: coupon.updated_at.into(),
+        }
+    }
+}
+
+/// A coupon as its holder sees it: with what the book says of using it.
+#[derive(Debug, Object)]
+#[oai(rename = "HeldCoupon")]
+pub struct HeldCouponView {
+    #[oai(flatten)]
+    coupon: CouponView,
+    book: TermsView,
+}
+
+/// What a holder may know of a coupon's book.
+#[derive(Debug, Clone, Object)]
+#[oai(rename = "BookTerms")]
+pub struct TermsView {
+    name: String,
+    status: Status,
+    /// Whether a redemption needs a lock first.
+    require_lock: bool,
+    /// Before this nothing moves.
+    starts_at: Nullable<Time>,
+    /// From this on nothing moves.
+    ends_at: Nullable<Time>,
+}
+
+impl From<book::Settings> for TermsView {
+    fn from(settings: book::Settings) -> Self {
+        Self {
+            name: settings.name,
+            status: settings.status.into(),
+            require_lock: settings.require_lock,
+            starts_at: settings.starts_at.into(),
+            ends_at: settings.ends_at.into(),
         }
     }
 }
@@ -231,7 +268,7 @@ impl Coupons {
         book_id: Option<Uuid>,
         limit: Limit,
         cursor: Option<&str>,
-    ) -> Result<Json<Page<CouponView>>, Problem> {
+    ) -> Result<Json<Page<HeldCouponView>>, Problem> {
         let list = format!("held/{user_id}/{state:?}/{book_id:?}");
         let after: Option<(Uuid, String)> = decode_cursor(&list, cursor)?;
         let after = after.map(|(book_id, code_key)| CouponId { book_id, code_key });
@@ -246,11 +283,21 @@ impl Coupons {
             limit.rows(),
         )
         .await?;
+        let mut book_ids: Vec<Uuid> = page.rows.iter().map(|(id, _)| id.book_id).collect();
+        book_ids.dedup(); // the list is ordered by book
+        let books = book::find_several(&mut connection, &book_ids).await?;
+        let terms: HashMap<Uuid, TermsView> = books
+            .into_iter()
+            .map(|book| (book.id, book.settings.into()))
+            .collect();
         Ok(Json(Page::of(
             page,
             &list,
             |(id, _)| (id.book_id, id.code_key.clone()),
-            |(_, coupon)| coupon.into(),
+            |(id, coupon)| HeldCouponView {
+                coupon: coupon.into(),
+                book: terms[&id.book_id].clone(), // a coupon's book is never deleted
+            },
         )))
     }
 }
@@ -355,7 +402,7 @@ impl Coupons {
         cursor: Query<Option<String>>,
         state: Query<Option<State>>,
         book_id: Query<Option<Uuid>>,
-    ) -> Result<Json<Page<CouponView>>, Problem> {
+    ) -> Result<Json<Page<HeldCouponView>>, Problem> {
         let Some(user_id) = auth.user_id() else {
             return Err(coupon_core::Refusal::forbidden().into());
         };
@@ -373,7 +420,7 @@ impl Coupons {
         cursor: Query<Option<String>>,
         state: Query<Option<State>>,
         book_id: Query<Option<Uuid>>,
-    ) -> Result<Json<Page<CouponView>>, Problem> {
+    ) -> Result<Json<Page<HeldCouponView>>, Problem> {
         auth.require(Scope::Read)?;
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
         if user::find(&mut connection, id.0).await?.is_none() {

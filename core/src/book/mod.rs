@@ -7,7 +7,9 @@ mod store;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-pub use store::{COUNT_FROM_SUMS, Stats, find, find_for, find_to_check, insert, list, stats, update};
+pub use store::{
+    COUNT_FROM_SUMS, Stats, find, find_for, find_several, find_to_check, insert, list, stats, update,
+};
 
 use crate::{
     error::{Error, FieldError, Result, Unfit},

@@ -141,6 +141,20 @@ pub async fn find(connection: &mut PgConnection, book_id: Uuid) -> Result<Book> 
     row.map(Book::from).ok_or_else(|| Refusal::not_found().into())
 }
 
+/// Several books by their ids, in no order; unknown ids are left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn find_several(connection: &mut PgConnection, book_ids: &[Uuid]) -> Result<Vec<Book>> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT b.*, d.commitment FROM books b JOIN draw_states d ON d.book_id = b.id WHERE b.id = ANY($1)",
+    )
+    .bind(book_ids)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(Book::from).collect())
+}
+
 /// A book as `caller` may see it: administrators and readers any, users those that are open to self-service.
 ///
 /// # Errors

@@ -1,0 +1,87 @@
+import { describe, expect, test } from 'vitest'
+import { asProblem, Problem, problemOf } from '@/api/problem'
+import { changes } from '@/audit/changes'
+import { emptyForm, fromBook, fromLocal, toBody, toChange, toLocal } from '@/books/form'
+import { emptyDistribution, toWanted } from '@/distributions/form'
+import { odds, space } from '@/generating/advice'
+import { parseFilter, writeFilter } from '@/jobs/filter'
+import { fromCron, offsetAt, toCron } from '@/schedules/cron'
+import { bytes, clockface, compact, duration, grouped, percent, relative } from '@/ui/format'
+
+describe('numbers and times', () => {
+  test('as people read them', () => {
+    expect([compact(58_123), compact(1_250_000)]).toEqual(['58.1k', '1.25M'])
+    expect(compact(5.31e17)).toBe('5.3 × 10¹⁷')
+    expect([duration(9.6), duration(125), duration(3_900)]).toEqual(['10 s', '2 min', '1 h 5 min'])
+    expect([clockface(247), clockface(0), clockface(3_661)]).toEqual(['4:07', '0:00', '1:01:01'])
+    expect([bytes(999), bytes(1_500), bytes(25_000_000)]).toEqual(['999 B', '1.5 kB', '25 MB'])
+    expect([percent(1, 1_000), percent(1, 2), percent(0, 0)]).toEqual(['< 1 %', '50 %', '0 %'])
+  })
+  test('relative to the clock that is given, not to the browser’s', () => {
+    const now = Date.parse('2030-01-01T12:00:00Z')
+    expect(relative('2030-01-01T11:57:00Z', now)).toBe('3 min. ago')
+    expect(relative('2030-01-03T12:00:00Z', now)).toBe('in 2 days')
+  })
+  test('a code in groups is the same code', () => {
+    for (const code of ['SPRING-00042', 'ABCDEFGHJKLM', 'ABCDEFGHJ', 'AB', 'A1B2C3D']) expect(grouped(code).join('')).toBe(code)
+    expect(grouped('ABCDEFGHJKLM')).toEqual(['ABCD', 'EFGH', 'JKLM'])
+  })
+})
+
+describe('a wall clock in a zone', () => {
+  test.each([['2026-07-01T09:30', 'Europe/Paris', '2026-07-01T07:30:00.000Z'], ['2026-12-01T09:30', 'America/New_York', '2026-12-01T14:30:00.000Z'], ['2026-12-01T09:30', 'Asia/Kathmandu', '2026-12-01T03:45:00.000Z']])('%s in %s', (local, zone, at) => {
+    expect(fromLocal(local, zone)).toBe(at)
+    expect(toLocal(at, zone)).toBe(local)
+  })
+  test('the offset shows where clocks change', () => expect([offsetAt('2026-03-28T12:00:00Z', 'Europe/Paris'), offsetAt('2026-03-30T12:00:00Z', 'Europe/Paris')]).toEqual([60, 120]))
+})
+
+test('an emptied field of a book is cleared by name, and nothing else is', () => {
+  const book = { ...toBody(emptyForm()), max_assignments_per_user: 5, max_redemptions_per_user: null, starts_at: null, ends_at: '2027-01-01T00:00:00Z', valid_days_after_assignment: null, exact_codes: false, time_zone: 'UTC', name: 'Spring' } as never
+  const form = fromBook(book)
+  expect(toChange(form, book)).not.toHaveProperty('clear')
+  form.max_assignments_per_user = ''
+  form.ends_at = ''
+  expect(toChange(form, book)).toMatchObject({ clear: ['max_assignments_per_user', 'ends_at'] })
+  expect(toChange(form, book)).not.toHaveProperty('exact_codes')
+})
+
+test('the filter of jobs is what its text says, and back', () => {
+  expect(parseFilter('state:failed kind:import nonsense state:odd')).toEqual({ filter: { state: 'failed', kind: 'import' }, unknown: ['nonsense', 'state:odd'] })
+  expect(writeFilter(parseFilter('kind:import state:failed').filter)).toBe('state:failed kind:import')
+})
+
+test('cron lines that have words, and those that have none', () => {
+  for (const line of ['5 * * * *', '30 9 * * *', '0 9 * * 1-5', '0 9 * * 1', '15 8 31 * *']) expect(toCron(fromCron(line)!)).toBe(line)
+  for (const line of ['*/5 * * * *', '0 9 1 1 *', '0 9 * * 1,3', '61 9 * * *', '']) expect(fromCron(line)).toBeNull()
+})
+
+test('how much a pattern spells', () => {
+  expect([space('SALE-####'), space('\\#??'), space('**', 'digits'), space('PLAIN')]).toEqual([10_000, 676, 100, null])
+  expect([odds(1 / 4_000_000), odds(1)]).toEqual(['1 in 4,000,000', '100 %'])
+})
+
+test('a distribution is asked for only when it is whole', () => {
+  const form = { ...emptyDistribution(), book_id: 'b', pool_id: null as string | null }
+  expect(toWanted(form)).toBeNull()
+  form.pool_id = 'p'
+  expect(toWanted(form)).toEqual({ book_id: 'b', pool_id: 'p', mode: 'equal', on_shortage: 'fail', per_user: 1 })
+  expect(toWanted({ ...form, mode: 'random', total: 10 })).not.toHaveProperty('per_user')
+})
+
+test('an event shows what differs and hides what nobody reads', () => {
+  expect(changes({ state: 'assigned', draw_key: 1, same: 1 }, { state: 'locked', draw_key: 2, same: 1 })).toEqual([{ name: 'state', before: 'assigned', after: 'locked' }])
+  expect(changes(null, { name: 'Spring' })).toEqual([{ name: 'name', before: null, after: 'Spring' }])
+})
+
+describe('problems', () => {
+  test('an answer of the service', async () => {
+    const answer = new Response(JSON.stringify({ code: 'coupon_locked', detail: 'Held.', request_id: 'r1', errors: [{ pointer: '/name', code: 'x', detail: 'No.' }] }), { status: 423, headers: { 'retry-after': '7' } })
+    const problem = await problemOf(answer)
+    expect(problem).toMatchObject({ code: 'coupon_locked', status: 423, requestId: 'r1', retryAfter: 7 })
+    expect(problem.fault('name')).toBe('No.')
+  })
+  test('a page of somebody in between', async () => expect((await problemOf(new Response('<html>', { status: 502 }))).isPassing).toBe(true))
+  test('no answer at all', () => expect(asProblem(new TypeError('fetch failed')).code).toBe('unreachable'))
+  test('what was a problem stays it', () => { const problem = new Problem({ code: 'stale' }, 412); expect(asProblem(problem)).toBe(problem) })
+})

@@ -5,6 +5,8 @@
 //! are taken out, and bodies that refuse unknown fields say so. The page loads nothing from elsewhere and runs under
 //! a policy without `unsafe-inline`.
 
+mod headers;
+
 use std::{
     collections::{BTreeSet, VecDeque},
     fmt,
@@ -56,10 +58,12 @@ impl Document {
             for (method, operation) in members(item) {
                 operation["operationId"] = operation_id(method, path).into();
                 plain_media_types(operation);
+                describe_events(operation);
                 drop_impossible_answers(method == "get", operation);
             }
         }
         deny_unknown_fields(&mut value);
+        headers::declare(&mut value);
         let operations = Operations::read(&value);
         let text = serde_json::to_string_pretty(&value)
             .expect("a value is JSON")
@@ -165,6 +169,24 @@ fn plain_media_types(operation: &mut Value) {
     for (_, response) in members(&mut operation["responses"]) {
         if response.get("content").is_some() {
             rename(&mut response["content"]);
+        }
+    }
+}
+
+/// One event of a stream as it is on the wire; poem-openapi describes an array of what the data stand for.
+fn describe_events(operation: &mut Value) {
+    for (_, response) in members(&mut operation["responses"]) {
+        if let Some(schema) = response.pointer_mut("/content/text~1event-stream/schema") {
+            let name = schema["items"]["$ref"]
+                .as_str()
+                .and_then(|target| target.rsplit('/').next());
+            let data = format!("A {} as JSON, on one line.", name.unwrap_or("value"));
+            *schema = json!({
+                "type": "object",
+                "description": "Server-sent events; this is one.",
+                "required": ["data"],
+                "properties": { "data": { "type": "string", "description": data } },
+            });
         }
     }
 }

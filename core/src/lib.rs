@@ -20,6 +20,7 @@ pub mod leftovers;
 pub mod metrics;
 pub mod page;
 pub mod pool;
+pub mod rate_limit;
 pub mod schedule;
 pub mod stats;
 pub mod telemetry;

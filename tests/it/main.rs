@@ -6,7 +6,9 @@
 )]
 
 mod access;
+mod accounts;
 mod bad_input;
+mod batches;
 mod contract;
 mod crash;
 mod distributions;
@@ -14,6 +16,7 @@ mod hangup;
 mod idempotency;
 mod import;
 mod imports;
+mod job_desk;
 mod life;
 mod lists;
 mod manners;
@@ -30,5 +33,7 @@ mod schema;
 mod spellings;
 mod stats;
 mod sweeps;
+mod trail;
 mod truth;
 mod undo;
+mod withdrawals;

@@ -11,6 +11,7 @@ mod bad_input;
 mod batches;
 mod contract;
 mod crash;
+mod cuts;
 mod distributions;
 mod hangup;
 mod idempotency;

@@ -33,6 +33,24 @@ use crate::{etag, operations::Operations, problem::CONTENT_TYPE_PROBLEM};
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// Members that some callers do not get: poem-openapi calls those of a flattened `Option` required.
+const FOR_SOME: [(&str, &[&str]); 1] = [(
+    "Book",
+    &[
+        "exact_codes",
+        "redemptions_per_coupon",
+        "max_assignments_per_user",
+        "max_redemptions_per_user",
+        "rollback_days",
+        "pattern",
+        "draw_commitment",
+        "metadata",
+        "created_by",
+        "created_at",
+        "updated_at",
+    ],
+)];
+
 /// The finished document.
 pub struct Document {
     value: Value,
@@ -60,6 +78,12 @@ impl Document {
                 plain_media_types(operation);
                 describe_events(operation);
                 drop_impossible_answers(method == "get", operation);
+            }
+        }
+        let schemas = &mut value["components"]["schemas"];
+        for (schema, members) in FOR_SOME {
+            if let Some(required) = schemas[schema]["required"].as_array_mut() {
+                required.retain(|name| !members.iter().any(|member| name == member));
             }
         }
         deny_unknown_fields(&mut value);
@@ -224,6 +248,23 @@ fn drop_impossible_answers(is_get: bool, operation: &mut Value) {
     }
 }
 
+/// Null in a request means absent, so whatever may be left out may be null.
+fn allow_null_for_absent(schema: &mut Value) {
+    let required = schema["required"].clone();
+    for (name, property) in members(&mut schema["properties"]) {
+        let is_required = required
+            .as_array()
+            .is_some_and(|required| required.iter().any(|known| known == name));
+        if is_required {
+            continue;
+        }
+        if property.get("$ref").is_some() {
+            *property = json!({ "allOf": [property.take()] }); // nothing counts beside a reference
+        }
+        property["nullable"] = Value::Bool(true);
+    }
+}
+
 /// Schemas that only requests use say that they take no other fields; those of answers may grow.
 fn deny_unknown_fields(document: &mut Value) {
     let mut requests = Vec::new();
@@ -259,6 +300,7 @@ fn deny_unknown_fields(document: &mut Value) {
         let schema = &mut document["components"]["schemas"][name];
         if schema["type"] == "object" && schema.get("additionalProperties").is_none() {
             schema["additionalProperties"] = Value::Bool(false);
+            allow_null_for_absent(schema);
         }
     }
 }

@@ -4,10 +4,7 @@
 
 use std::time::Duration;
 
-use coupon_core::{
-    caller::Scope,
-    db::{Db, Role},
-};
+use coupon_core::{caller::Scope, db::Db};
 use coupon_pg::testing::TestDatabase;
 use coupon_tests::{
     Client,

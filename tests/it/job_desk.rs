@@ -223,7 +223,7 @@ async fn a_watched_job_is_told_of_until_its_end() {
     let (first, come) = tokio::sync::oneshot::channel();
     let watching = tokio::spawn({
         let (user, job_id) = (user.clone(), job_id.clone());
-        async move { watch(&user, &job_id, || drop(first.send(()))).await }
+        async move { watch(&user, &job_id, || first.send(()).expect("awaited")).await }
     });
     tokio::time::timeout(Duration::from_secs(20), come)
         .await

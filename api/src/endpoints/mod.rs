@@ -173,7 +173,9 @@ impl Narrowed {
             return Ok(Self::Not);
         };
         let found = match path_code(text) {
-            Ok(code) => locate::locate(connection, Behalf::Anybody, &code, book_id).await.map(|found| found.coupon),
+            Ok(code) => locate::locate(connection, Behalf::Anybody, &code, book_id)
+                .await
+                .map(|found| found.coupon),
             Err(refusal) => Err(refusal.into()),
         };
         match found {

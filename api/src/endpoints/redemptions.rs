@@ -70,7 +70,9 @@ impl Redemptions {
         let withdrawn = async {
             let code = path_code(code)?;
             let tx = once.tx();
-            let coupon = locate::locate(tx, Behalf::Anybody, &code, body.book_id).await?.coupon;
+            let coupon = locate::locate(tx, Behalf::Anybody, &code, body.book_id)
+                .await?
+                .coupon;
             match way {
                 Way::Revoke => withdraw::revoke(tx, &coupon, &body.reason, origin(&auth, &id)).await,
                 Way::Void => withdraw::void(tx, &coupon, &body.reason, origin(&auth, &id)).await,

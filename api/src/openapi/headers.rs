@@ -88,8 +88,9 @@ pub(super) fn declare(document: &mut Value) {
         for (method, operation) in super::members(item) {
             let facts = Facts::of(method, operation);
             for (status, response) in super::members(&mut operation["responses"]) {
+                let is_job = schema(response) == Some("Job");
                 let has_version = schema(response).is_some_and(|name| versioned.contains(name));
-                let headers: Map<String, Value> = of(&facts, status, has_version)
+                let headers: Map<String, Value> = of(&facts, status, is_job, has_version)
                     .into_iter()
                     .map(|name| {
                         let shown = name.strip_suffix("-Perhaps").unwrap_or(name);
@@ -134,7 +135,7 @@ impl Facts {
 }
 
 /// The headers of one answer.
-fn of(facts: &Facts, status: &str, has_version: bool) -> Vec<&'static str> {
+fn of(facts: &Facts, status: &str, is_job: bool, has_version: bool) -> Vec<&'static str> {
     let mut headers = vec![X_REQUEST_ID];
     if !facts.is_health {
         headers.extend([RATE_LIMIT, RATE_LIMIT_POLICY]);
@@ -147,7 +148,8 @@ fn of(facts: &Facts, status: &str, has_version: bool) -> Vec<&'static str> {
         "423" | "429" | "503" => headers.push(RETRY_AFTER),
         "409" if facts.is_keyed => headers.push(RETRY_AFTER_PERHAPS),
         "202" => headers.extend([LOCATION, RETRY_AFTER]),
-        "200" if facts.makes_a_job => headers.push(LOCATION),
+        "200" if facts.makes_a_job && is_job => headers.push(LOCATION),
+        "200" if facts.makes_a_job => headers.push(LOCATION_PERHAPS), // or only what the job would do
         "200" | "304" if facts.is_polled => headers.extend([ETAG, RETRY_AFTER_PERHAPS]),
         "201" if facts.is_post => headers.push(LOCATION_PERHAPS),
         _ => {}

@@ -15,7 +15,7 @@ use coupon_core::{
 
 use uuid::Uuid;
 
-use crate::intake::Intake;
+use crate::{intake::Intake, rate_limit::RateLimiter};
 
 /// Connections for what callers look up in groups: one group of each sort is under way at a time. They have connections of
 /// their own, so that none waits for a connection that another of the same request holds.
@@ -47,6 +47,7 @@ struct Inner {
     exposition: Exposition,
     metrics_here: bool,
     budgets: SecurityBudgets,
+    rate_limiter: RateLimiter,
     registration: bool,
     max_upload_bytes: u64,
 }
@@ -88,6 +89,7 @@ impl App {
                 } else {
                     SecurityBudgets::Off
                 },
+                rate_limiter: RateLimiter::new(settings.rate_limits),
                 registration: settings.registration.is_on(),
                 max_upload_bytes: settings.max_upload_bytes,
                 depth: Depth::new(db.clone(), settings.queue_limit),
@@ -173,6 +175,11 @@ impl App {
     /// Whether guessing is throttled.
     pub fn budgets(&self) -> SecurityBudgets {
         self.inner.budgets
+    }
+
+    /// How often everybody has asked lately.
+    pub fn rate_limiter(&self) -> &RateLimiter {
+        &self.inner.rate_limiter
     }
 
     /// Whether strangers may make accounts.

@@ -1,7 +1,8 @@
 //! `auth: Auth` in a handler's arguments: who calls, by bearer token or API key.
 //!
 //! Invariant: an operation without it is open to strangers, and a test lists the few that are. For requests that change
-//! something the account is asked for in the database each time; for reads it may be remembered for some seconds.
+//! something the account is asked for in the database each time; for reads it may be remembered for some seconds. Every
+//! request is counted here against the caller's rate limit, one with bad credentials against its address's.
 
 use coupon_core::{Code, caller::Caller};
 use poem::{Request, RequestBody, Result, http::header::AUTHORIZATION};
@@ -10,7 +11,7 @@ use poem_openapi::{
     registry::{MetaSecurityScheme, Registry},
 };
 
-use crate::{app::App, problem::Problem};
+use crate::{app::App, problem::Problem, rate_limit};
 
 const BEARER: &str = "bearer";
 const API_KEY: &str = "api_key";
@@ -122,6 +123,17 @@ impl<'a> ApiExtractor<'a> for Auth {
         _body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> Result<Self> {
-        Ok(Self::read(request).await?)
+        let app = request.data::<App>().ok_or_else(Problem::internal)?;
+        match Self::read(request).await {
+            Ok(auth) => {
+                rate_limit::count_caller(app, request, &auth)?;
+                Ok(auth)
+            }
+            Err(problem) if problem.code() == Code::Unauthenticated => {
+                rate_limit::count_stranger(app, request)?;
+                Err(problem.into())
+            }
+            Err(problem) => Err(problem.into()),
+        }
     }
 }

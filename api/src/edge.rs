@@ -24,10 +24,12 @@ use poem_openapi::error::{AuthorizationError, ContentTypeError, ParseParamError,
 use tracing::{Instrument, field::Empty};
 
 use crate::{
+    app::App,
     loan,
     openapi::Document,
     operations::{Operation, PathItem},
     problem::Problem,
+    rate_limit::{self, Counted},
     request_id::{RequestId, X_REQUEST_ID},
 };
 
@@ -57,11 +59,23 @@ impl<E: Endpoint + 'static> Edge<E> {
         }
     }
 
-    async fn answer(&self, request: Request, item: Option<&PathItem>) -> Result<Response, Problem> {
+    async fn answer(&self, mut request: Request, item: Option<&PathItem>) -> Result<Response, Problem> {
         let operation = item.and_then(|item| item.operation(request.method()));
-        if let Some(refused) = refuse_early(&request, item, operation) {
+        if let Some(refused) = self.refuse_early(&request, item, operation) {
             return refused;
         }
+        if let (Some(item), Some(operation)) = (item, operation) {
+            if let Some(detour) = item.detour(request.uri()) {
+                *request.uri_mut() = detour;
+            }
+            if operation.is_open()
+                && let Some(app) = request.data::<App>()
+            {
+                rate_limit::count_stranger(app, &request)?;
+            }
+        }
+        let allow = |path: &str| self.document.operations().allow(path);
+        let path = request.uri().path().to_owned();
         // In a task of its own: a client that goes away drops this future, but never a handler half-way.
         let inner = Arc::clone(&self.inner);
         let handler = async move { inner.call(request).await.map(IntoResponse::into_response) };
@@ -70,13 +84,13 @@ impl<E: Endpoint + 'static> Edge<E> {
                 // A bare status without a body, as some of Poem's own endpoints answer.
                 let bare = response.headers().get(CONTENT_TYPE).is_none() && is_refusal(response.status());
                 if bare {
-                    Err(problem_of(response.status().into(), item, operation))
+                    Err(problem_of(response.status().into(), || allow(&path), operation))
                 } else {
                     Ok(response)
                 }
             }
             Ok(Err(error)) if !is_refusal(error.status()) => Ok(error.into_response()),
-            Ok(Err(error)) => Err(problem_of(error, item, operation)),
+            Ok(Err(error)) => Err(problem_of(error, || allow(&path), operation)),
             Err(_panic) => {
                 // The panic hook has printed it; its text may quote what must not be logged.
                 tracing::error!("a handler panicked");
@@ -93,7 +107,10 @@ impl<E: Endpoint + 'static> Endpoint for Edge<E> {
         let started = Instant::now();
         let id = RequestId::take_or_make(request.headers());
         request.set_data(id.clone());
-        let item = self.document.operations().find(request.uri().path());
+        let counted = Counted::default();
+        request.set_data(counted.clone());
+        let operations = self.document.operations();
+        let item = operations.find(request.method(), request.uri().path());
         let route = item.map_or("other", |item| item.template.as_str());
         let method = request.method().clone();
         let span =
@@ -112,6 +129,7 @@ impl<E: Endpoint + 'static> Endpoint for Edge<E> {
                 response.set_body(());
             }
             finish(&mut response, &id);
+            counted.tell(response.headers_mut());
             let span = tracing::Span::current();
             let (status, took) = (response.status().as_u16(), started.elapsed());
             span.record("status", status);
@@ -124,28 +142,34 @@ impl<E: Endpoint + 'static> Endpoint for Edge<E> {
     }
 }
 
-/// What needs no handler: OPTIONS, paths that no handler may see, and faults of the query.
-fn refuse_early(
-    request: &Request,
-    item: Option<&PathItem>,
-    operation: Option<&Operation>,
-) -> Option<Result<Response, Problem>> {
-    let path = request.uri().path();
-    if request.method() == Method::OPTIONS && operation.is_none() && (item.is_some() || path == "*") {
-        let allow = item.map_or_else(|| "GET, HEAD, OPTIONS".to_owned(), PathItem::allow);
-        return Some(Ok(Response::builder()
-            .status(StatusCode::NO_CONTENT)
-            .header(ALLOW, allow)
-            .finish()));
+impl<E> Edge<E> {
+    /// What needs no handler: OPTIONS, paths that no handler may see, and faults of the query.
+    fn refuse_early(
+        &self,
+        request: &Request,
+        item: Option<&PathItem>,
+        operation: Option<&Operation>,
+    ) -> Option<Result<Response, Problem>> {
+        let path = request.uri().path();
+        if request.method() == Method::OPTIONS && operation.is_none() && (item.is_some() || path == "*") {
+            let allow = match item {
+                Some(_) => self.document.operations().allow(path),
+                None => "GET, HEAD, OPTIONS".to_owned(),
+            };
+            return Some(Ok(Response::builder()
+                .status(StatusCode::NO_CONTENT)
+                .header(ALLOW, allow)
+                .finish()));
+        }
+        let ill_formed = item.is_some_and(|item| !item.has_well_formed_ids(path));
+        if path.contains("%00") || (operation.is_some() && ill_formed) {
+            return Some(Err(Problem::not_found())); // nothing stored can have such a name
+        }
+        let faults = operation
+            .map(|operation| operation.check_query(request))
+            .unwrap_or_default();
+        (!faults.is_empty()).then(|| Err(Problem::invalid(faults)))
     }
-    let ill_formed = item.is_some_and(|item| !item.has_well_formed_ids(path));
-    if path.contains("%00") || (operation.is_some() && ill_formed) {
-        return Some(Err(Problem::not_found())); // nothing stored can have such a name
-    }
-    let faults = operation
-        .map(|operation| operation.check_query(request))
-        .unwrap_or_default();
-    (!faults.is_empty()).then(|| Err(Problem::invalid(faults)))
 }
 
 fn is_refusal(status: StatusCode) -> bool {
@@ -153,7 +177,7 @@ fn is_refusal(status: StatusCode) -> bool {
 }
 
 /// Whatever was refused below, as a problem: ours as it is, Poem's by its type, the rest by its status.
-fn problem_of(error: Error, item: Option<&PathItem>, operation: Option<&Operation>) -> Problem {
+fn problem_of(error: Error, allow: impl FnOnce() -> String, operation: Option<&Operation>) -> Problem {
     if let Some(problem) = error.downcast_ref::<Problem>() {
         return problem.clone();
     }
@@ -168,8 +192,7 @@ fn problem_of(error: Error, item: Option<&PathItem>, operation: Option<&Operatio
         };
     }
     if error.is::<MethodNotAllowedError>() {
-        let allow = item.map_or_else(|| "GET, HEAD".to_owned(), PathItem::allow);
-        let allow = HeaderValue::try_from(allow).expect("methods are tokens");
+        let allow = HeaderValue::try_from(allow()).expect("methods are tokens");
         return Problem::new(Code::MethodNotAllowed, "This path does not have this method.")
             .header(ALLOW, allow);
     }

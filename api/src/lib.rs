@@ -20,6 +20,7 @@ pub mod openapi;
 pub mod operations;
 pub mod payload;
 pub mod problem;
+pub mod rate_limit;
 pub mod reply;
 pub mod request_id;
 pub mod schema;

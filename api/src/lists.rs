@@ -35,6 +35,14 @@ pub struct Page<T: ParseFromJSON + ToJSON> {
 }
 
 impl<T: ParseFromJSON + ToJSON> Page<T> {
+    /// A page on which nothing can be.
+    pub fn empty() -> Self {
+        Self {
+            data: Vec::new(),
+            next_cursor: Nullable(None),
+        }
+    }
+
     /// A page of fetched rows.
     ///
     /// `list` names the list and its filters; `key` gives the keyset key of a row, by which the query went on.

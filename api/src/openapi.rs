@@ -5,6 +5,8 @@
 //! are taken out, and bodies that refuse unknown fields say so. The page loads nothing from elsewhere and runs under
 //! a policy without `unsafe-inline`.
 
+mod headers;
+
 use std::{
     collections::{BTreeSet, VecDeque},
     fmt,
@@ -31,6 +33,24 @@ use crate::{etag, operations::Operations, problem::CONTENT_TYPE_PROBLEM};
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// Members that some callers do not get: poem-openapi calls those of a flattened `Option` required.
+const FOR_SOME: [(&str, &[&str]); 1] = [(
+    "Book",
+    &[
+        "exact_codes",
+        "redemptions_per_coupon",
+        "max_assignments_per_user",
+        "max_redemptions_per_user",
+        "rollback_days",
+        "pattern",
+        "draw_commitment",
+        "metadata",
+        "created_by",
+        "created_at",
+        "updated_at",
+    ],
+)];
+
 /// The finished document.
 pub struct Document {
     value: Value,
@@ -56,10 +76,18 @@ impl Document {
             for (method, operation) in members(item) {
                 operation["operationId"] = operation_id(method, path).into();
                 plain_media_types(operation);
+                describe_events(operation);
                 drop_impossible_answers(method == "get", operation);
             }
         }
+        let schemas = &mut value["components"]["schemas"];
+        for (schema, members) in FOR_SOME {
+            if let Some(required) = schemas[schema]["required"].as_array_mut() {
+                required.retain(|name| !members.iter().any(|member| name == member));
+            }
+        }
         deny_unknown_fields(&mut value);
+        headers::declare(&mut value);
         let operations = Operations::read(&value);
         let text = serde_json::to_string_pretty(&value)
             .expect("a value is JSON")
@@ -169,6 +197,24 @@ fn plain_media_types(operation: &mut Value) {
     }
 }
 
+/// One event of a stream as it is on the wire; poem-openapi describes an array of what the data stand for.
+fn describe_events(operation: &mut Value) {
+    for (_, response) in members(&mut operation["responses"]) {
+        if let Some(schema) = response.pointer_mut("/content/text~1event-stream/schema") {
+            let name = schema["items"]["$ref"]
+                .as_str()
+                .and_then(|target| target.rsplit('/').next());
+            let data = format!("A {} as JSON, on one line.", name.unwrap_or("value"));
+            *schema = json!({
+                "type": "object",
+                "description": "Server-sent events; this is one.",
+                "required": ["data"],
+                "properties": { "data": { "type": "string", "description": data } },
+            });
+        }
+    }
+}
+
 fn members_of(value: &mut Value) -> &mut Map<String, Value> {
     value.as_object_mut().expect("an operation is an object")
 }
@@ -199,6 +245,23 @@ fn drop_impossible_answers(is_get: bool, operation: &mut Value) {
         {
             responses.remove(*status);
         }
+    }
+}
+
+/// Null in a request means absent, so whatever may be left out may be null.
+fn allow_null_for_absent(schema: &mut Value) {
+    let required = schema["required"].clone();
+    for (name, property) in members(&mut schema["properties"]) {
+        let is_required = required
+            .as_array()
+            .is_some_and(|required| required.iter().any(|known| known == name));
+        if is_required {
+            continue;
+        }
+        if property.get("$ref").is_some() {
+            *property = json!({ "allOf": [property.take()] }); // nothing counts beside a reference
+        }
+        property["nullable"] = Value::Bool(true);
     }
 }
 
@@ -237,6 +300,7 @@ fn deny_unknown_fields(document: &mut Value) {
         let schema = &mut document["components"]["schemas"][name];
         if schema["type"] == "object" && schema.get("additionalProperties").is_none() {
             schema["additionalProperties"] = Value::Bool(false);
+            allow_null_for_absent(schema);
         }
     }
 }

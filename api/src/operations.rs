@@ -1,13 +1,17 @@
 //! The operations of the document as a table: which template a path matches, what it allows, which query it takes.
 //!
 //! Invariant: a path finds the same operation here as in Poem's router (a literal segment goes before a parameter), so
-//! that logs name the template and never the path: paths hold coupon codes. Every query parameter is checked against
-//! its declared schema before the handler runs, and one that is not declared is refused.
+//! that logs name the template and never the path: paths hold coupon codes. A literal hides a parameter only from the
+//! methods that it has itself: `GET /v1/coupons/check` looks up the code `check` ([`PathItem::detour`]). Every query
+//! parameter is checked against its declared schema before the handler runs, and one that is not declared is refused.
 
 use std::collections::BTreeMap;
 
 use coupon_core::error::FieldError;
-use poem::{Request, http::Method};
+use poem::{
+    Request,
+    http::{Method, Uri},
+};
 use serde_json::{Map, Value};
 
 use crate::schema::Schema;
@@ -37,6 +41,8 @@ pub struct PathItem {
 #[derive(Debug, Default)]
 pub struct Operation {
     query: BTreeMap<String, Parameter>,
+    /// Whether strangers may ask it, and how often is of interest; what tells of the process's health is never counted.
+    open: bool,
     /// Name and place (`path`, `header`) of the others.
     others: BTreeMap<String, String>,
 }
@@ -76,19 +82,46 @@ impl Operations {
         Self { paths }
     }
 
-    /// The template that a path matches.
-    pub fn find(&self, path: &str) -> Option<&PathItem> {
-        self.paths.iter().find(|item| {
-            let mut segments = path.split('/');
-            let mut wanted = item.template.split('/');
-            loop {
-                match (wanted.next(), segments.next()) {
-                    (None, None) => return true,
-                    (Some(wanted), Some(_)) if wanted.starts_with('{') => {}
-                    (Some(wanted), Some(segment)) if wanted == segment => {}
-                    _ => return false,
-                }
-            }
+    /// The template that a path matches and that has the method; if none has it, the first that matches.
+    pub fn find(&self, method: &Method, path: &str) -> Option<&PathItem> {
+        let mut matching = self.matching(path);
+        let first = matching.next()?;
+        if first.operation(method).is_some() {
+            return Some(first);
+        }
+        Some(
+            matching
+                .find(|item| item.operation(method).is_some())
+                .unwrap_or(first),
+        )
+    }
+
+    /// The value of `Allow` for a path.
+    pub fn allow(&self, path: &str) -> String {
+        let mut methods: Vec<&str> = self
+            .matching(path)
+            .flat_map(|item| item.methods.keys().map(String::as_str))
+            .chain(["OPTIONS"])
+            .collect();
+        if methods.len() == 1 {
+            return "GET, HEAD".to_owned(); // what is no operation is a page
+        }
+        if methods.contains(&"GET") {
+            methods.push("HEAD");
+        }
+        methods.sort_unstable();
+        methods.dedup();
+        methods.join(", ")
+    }
+
+    /// Every template that a path matches, the most literal first.
+    fn matching(&self, path: &str) -> impl Iterator<Item = &PathItem> {
+        let mut first = true;
+        self.paths.iter().filter(move |item| {
+            // An object that cannot exist is a matter of the most literal template alone.
+            let matches = item.matches(path) && (first || item.has_well_formed_ids(path));
+            first &= !matches;
+            matches
         })
     }
 }
@@ -118,6 +151,47 @@ fn ids(template: &str, item: &Value) -> Vec<usize> {
 }
 
 impl PathItem {
+    fn matches(&self, path: &str) -> bool {
+        let mut segments = path.split('/');
+        let mut wanted = self.template.split('/');
+        loop {
+            match (wanted.next(), segments.next()) {
+                (None, None) => return true,
+                (Some(wanted), Some(_)) if wanted.starts_with('{') => {}
+                (Some(wanted), Some(segment)) if wanted == segment => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// The same target with every parameter spelled so that no literal of another template can match it (its first
+    /// letter percent-encoded, which RFC 3986 calls equivalent); `None` when no parameter is all small letters and
+    /// dashes, as literals are.
+    pub fn detour(&self, uri: &Uri) -> Option<Uri> {
+        let like_a_literal = |segment: &str| {
+            !segment.is_empty()
+                && segment
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+        };
+        let mut changed = false;
+        let segments = uri.path().split('/').zip(self.template.split('/'));
+        let path: Vec<String> = segments
+            .map(|(segment, wanted)| {
+                if !wanted.starts_with('{') || !like_a_literal(segment) {
+                    return segment.to_owned();
+                }
+                changed = true;
+                format!("%{:02X}{}", segment.as_bytes()[0], &segment[1..])
+            })
+            .collect();
+        if !changed {
+            return None;
+        }
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        Uri::try_from(path.join("/") + &query).ok()
+    }
+
     /// Whether the ids in a path of this template are spelled as RFC 9562 does; the library would also read braces, URNs
     /// and no dashes, and one object has one path.
     pub fn has_well_formed_ids(&self, path: &str) -> bool {
@@ -135,27 +209,20 @@ impl PathItem {
             .get(method.as_str())
             .or_else(|| self.methods.get(get?))
     }
-
-    /// The value of `Allow`.
-    pub fn allow(&self) -> String {
-        let mut methods: Vec<&str> = self
-            .methods
-            .keys()
-            .map(String::as_str)
-            .chain(["OPTIONS"])
-            .collect();
-        if methods.contains(&"GET") {
-            methods.push("HEAD");
-        }
-        methods.sort_unstable();
-        methods.dedup();
-        methods.join(", ")
-    }
 }
 
 impl Operation {
     fn read(operation: &Value, components: &Map<String, Value>) -> Self {
-        let mut read = Self::default();
+        let is_health = operation["tags"]
+            .as_array()
+            .is_some_and(|tags| tags.iter().any(|tag| tag == "Health"));
+        let guarded = operation["security"]
+            .as_array()
+            .is_some_and(|ways| !ways.is_empty());
+        let mut read = Self {
+            open: !guarded && !is_health,
+            ..Self::default()
+        };
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
             let name = parameter["name"].as_str().unwrap_or_default().to_owned();
             match parameter["in"].as_str() {
@@ -168,6 +235,11 @@ impl Operation {
             }
         }
         read
+    }
+
+    /// Whether strangers may ask it.
+    pub fn is_open(&self) -> bool {
+        self.open
     }
 
     /// Where a parameter is (`path`, `header`, …) that is not in the query.
@@ -245,7 +317,7 @@ mod tests {
             "/v1/coupons/{code}": { "get": {} }, "/v1/coupons/check": { "post": {} },
             "/v1/{kind}/mine": { "get": {} }, "/v1/coupons/{code}/events": { "get": {} },
         } }));
-        let find = |path: &str| table.find(path).map(|item| item.template.as_str());
+        let find = |path: &str| table.find(&Method::POST, path).map(|item| item.template.as_str());
         assert_eq!(find("/v1/coupons/check"), Some("/v1/coupons/check"));
         assert_eq!(find("/v1/coupons/ABC"), Some("/v1/coupons/{code}"));
         assert_eq!(find("/v1/coupons/mine"), Some("/v1/coupons/{code}"));
@@ -253,7 +325,49 @@ mod tests {
         assert_eq!(find("/v1/coupons/ABC/events"), Some("/v1/coupons/{code}/events"));
         assert_eq!(find("/v1/coupons"), None);
         assert_eq!(find("/v1/coupons/ABC/events/x"), None);
-        assert_eq!(table.find("/v1/coupons/check").unwrap().allow(), "OPTIONS, POST");
-        assert_eq!(table.find("/v1/coupons/x").unwrap().allow(), "GET, HEAD, OPTIONS");
+        assert_eq!(table.allow("/v1/coupons/check"), "GET, HEAD, OPTIONS, POST");
+        assert_eq!(table.allow("/v1/coupons/x"), "GET, HEAD, OPTIONS");
+    }
+
+    #[test]
+    fn a_literal_hides_a_parameter_only_from_its_own_methods() {
+        let table = Operations::read(&json!({ "paths": {
+            "/v1/coupons/{code}": { "get": {} }, "/v1/coupons/check": { "post": {} },
+            "/v1/coupons/{code}/events": { "get": {} }, "/v1/coupons/assign/{code}": { "post": {} },
+            "/v1/jobs/bulk": { "post": {} },
+            "/v1/jobs/{id}": { "get": { "parameters": [
+                { "name": "id", "in": "path", "schema": { "type": "string", "format": "uuid" } }
+            ] } },
+        } }));
+        let find = |method: Method, target: &'static str| {
+            let uri = Uri::from_static(target);
+            let item = table.find(&method, uri.path()).expect("a template");
+            let detour = item.detour(&uri).map(|uri| uri.to_string());
+            (item.template.as_str(), detour)
+        };
+        let coupon = "/v1/coupons/{code}";
+        assert_eq!(
+            find(Method::POST, "/v1/coupons/check"),
+            ("/v1/coupons/check", None)
+        );
+        let detour = Some("/v1/coupons/%63heck?book_id=x".to_owned());
+        assert_eq!(
+            find(Method::HEAD, "/v1/coupons/check?book_id=x"),
+            (coupon, detour)
+        );
+        assert_eq!(find(Method::GET, "/v1/coupons/CHECK"), (coupon, None));
+        let detour = Some("/v1/coupons/%61ssign/events".to_owned());
+        assert_eq!(
+            find(Method::GET, "/v1/coupons/assign/events"),
+            ("/v1/coupons/{code}/events", detour)
+        );
+        let detour = Some("/v1/coupons/assign/%65vents".to_owned());
+        assert_eq!(
+            find(Method::POST, "/v1/coupons/assign/events"),
+            ("/v1/coupons/assign/{code}", detour)
+        );
+        // No id is spelled like that.
+        assert_eq!(find(Method::GET, "/v1/jobs/bulk").0, "/v1/jobs/bulk");
+        assert_eq!(table.allow("/v1/jobs/bulk"), "OPTIONS, POST");
     }
 }

@@ -23,7 +23,7 @@ use poem_openapi::{
 };
 use serde_json::{Value, json};
 
-use crate::request_id::RequestId;
+use crate::{rate_limit, request_id::RequestId};
 
 /// The content type of every refusal.
 pub const CONTENT_TYPE_PROBLEM: &str = "application/problem+json";
@@ -91,13 +91,11 @@ impl Problem {
             1 => "One part of the request is not valid; see errors.".into(),
             count => format!("{count} parts of the request are not valid; see errors.").into(),
         };
-        let refusal = Refusal {
-            code: Code::ValidationFailed,
-            detail,
-            retry_after: None,
-        };
         Self {
-            refusal,
+            refusal: Refusal {
+                detail,
+                ..Refusal::new(Code::ValidationFailed, "")
+            },
             errors,
             needed_length: None,
             headers: Vec::new(),
@@ -173,6 +171,9 @@ impl Problem {
         headers.extend(self.headers.iter().cloned());
         if code.kind() == Kind::Unauthenticated {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(limit) = &self.refusal.limit {
+            rate_limit::tell(headers, limit);
         }
         if let Some(after) = self.refusal.retry_after.or_else(|| default_retry_after(code)) {
             // Rounded up: whoever comes back too early is refused again.

@@ -10,6 +10,7 @@ use coupon_core::{
     config::Settings,
     db::{self, Db, Role},
     doctor::{self, Server, Work},
+    rate_limit::RateLimits,
 };
 use rustix::process::{Resource, getrlimit};
 
@@ -126,7 +127,7 @@ fn of_settings(settings: &Settings) -> Vec<Finding> {
             "security_budgets is off: passwords and codes can be guessed without a limit",
         ),
         (
-            !settings.rate_limits.is_on(),
+            settings.rate_limits == RateLimits::OFF,
             "settings",
             "rate_limits is off, which is for load tests",
         ),

@@ -11,7 +11,7 @@
 //! | `log` | `COUPONBOOK_LOG` | log filter | `info` |
 //! | `log_format` | `COUPONBOOK_LOG_FORMAT` | `text` or `json` | `text` |
 //! | `registration` | `COUPONBOOK_REGISTRATION` | `on` lets strangers make accounts | `off` |
-//! | `rate_limits` | `COUPONBOOK_RATE_LIMITS` | `off` for load tests | `on` |
+//! | `rate_limits` | `COUPONBOOK_RATE_LIMITS` | `on`, `off` (for load tests), or requests per seconds such as `writes=300/60, address=off` | `on` |
 //! | `security_budgets` | `COUPONBOOK_SECURITY_BUDGETS` | `off` stops throttling log-ins and code misses | `on` |
 //! | `connections` | `COUPONBOOK_CONNECTIONS` | open client connections at most | 4096 |
 //! | `database_connections` | `COUPONBOOK_DATABASE_CONNECTIONS` | of the HTTP role to PostgreSQL | 24 |
@@ -29,7 +29,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
 
-use crate::{retention::Retention, telemetry::Format};
+use crate::{rate_limit::RateLimits, retention::Retention, telemetry::Format};
 
 /// A secret that neither prints nor serialises itself.
 #[derive(Clone, PartialEq, Eq, serde::Deserialize)]
@@ -89,7 +89,7 @@ pub struct Settings {
     pub log: String,
     pub log_format: Format,
     pub registration: Switch,
-    pub rate_limits: Switch,
+    pub rate_limits: RateLimits,
     pub security_budgets: Switch,
     pub connections: usize,
     pub database_connections: u32,
@@ -118,7 +118,7 @@ impl Default for Settings {
             log: "info".to_owned(),
             log_format: Format::Text,
             registration: Switch::Off,
-            rate_limits: Switch::On,
+            rate_limits: RateLimits::default(),
             security_budgets: Switch::On,
             connections: 4_096,
             database_connections: 24,

@@ -6,6 +6,8 @@
 
 use std::{borrow::Cow, fmt, time::Duration};
 
+use crate::rate_limit::Standing;
+
 /// The result of every use case.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -118,6 +120,8 @@ pub struct Refusal {
     pub detail: Cow<'static, str>,
     /// When asking again may help, if that is known.
     pub retry_after: Option<Duration>,
+    /// The limit that was reached, if it was one.
+    pub limit: Option<Box<Standing>>,
 }
 
 impl Refusal {
@@ -127,7 +131,14 @@ impl Refusal {
             code,
             detail: detail.into(),
             retry_after: None,
+            limit: None,
         }
+    }
+
+    /// The same, with the limit that was reached.
+    pub fn limit(mut self, reached: Standing) -> Self {
+        self.limit = Some(Box::new(reached));
+        self
     }
 
     /// The same, with the time after which asking again may help.

@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, path::Path};
 
 use coupon_core::caller::Role;
-use coupon_tests::{Service, document::Document};
+use coupon_tests::{
+    Service,
+    document::{Document, Operation},
+};
 use serde_json::{Value, json};
 
 /// What strangers may ask; everything else needs a token or a key.
@@ -18,6 +21,121 @@ const OPEN: [&str; 9] = [
     "POST /v1/auth/register",
     "POST /v1/setup",
 ];
+
+/// Every operation that is promised, its good answers, and the refusals that clients meet beside those of every operation.
+/// Clients outside this repository are written against it: a row may be added, none may go or lose a word.
+#[rustfmt::skip] // one row, one line
+const DUE: &[(&str, &str, &str)] = &[
+    ("GET /livez", "200", ""),
+    ("GET /readyz", "200", "503"),
+    ("GET /metrics", "200", ""),
+    ("POST /v1/auth/register", "201", "403 409 422 429"),
+    ("POST /v1/auth/login", "200", "401 429"),
+    ("POST /v1/auth/refresh", "200", "401"),
+    ("POST /v1/auth/logout", "204", ""),
+    ("GET /v1/setup", "200", ""),
+    ("POST /v1/setup", "201", "403 409 422"),
+    ("GET /v1/me", "200", ""),
+    ("PATCH /v1/me", "200", "422"),
+    ("POST /v1/me/password", "200", "401 422"),
+    ("GET /v1/me/coupons", "200", "422"),
+    ("GET /v1/users", "200", "422"),
+    ("POST /v1/users", "201", "409 422"),
+    ("GET /v1/users/{id}", "200", "404"),
+    ("PATCH /v1/users/{id}", "200", "404 409 422"),
+    ("DELETE /v1/users/{id}", "204", "404 409"),
+    ("GET /v1/users/{id}/coupons", "200", "404 422"),
+    ("GET /v1/api-keys", "200", "422"),
+    ("POST /v1/api-keys", "201", "422"),
+    ("DELETE /v1/api-keys/{id}", "204", "404"),
+    ("POST /v1/books", "201", "422"),
+    ("POST /v1/coupons", "201", "422"),
+    ("GET /v1/books", "200", "422"),
+    ("GET /v1/books/{id}", "200", "404"),
+    ("PATCH /v1/books/{id}", "200", "404 409 412 422"),
+    ("GET /v1/books/{id}/stats", "200", "404"),
+    ("GET /v1/books/{id}/history", "200", "404 422"),
+    ("GET /v1/stats", "200", "422"),
+    ("GET /v1/books/{id}/coupons", "200", "404 422"),
+    ("POST /v1/books/{id}/codes", "200 202", "404 409 422 503"),
+    ("POST /v1/books/{id}/codes/import", "200 202", "404 409 413 415 422 503"),
+    ("POST /v1/coupons/codes", "200 202", "404 409 413 415 422 503"),
+    ("GET /v1/coupons/{code}", "200", "404 409 429"),
+    ("GET /v1/coupons/{code}/events", "200", "404 409 422 429"),
+    ("POST /v1/coupons/check", "200", "404 422"),
+    ("POST /v1/coupons/assign", "200 202", "403 404 422 503"),
+    ("POST /v1/coupons/assign/{code}", "200 202", "403 404 409 422 429 503"),
+    ("POST /v1/coupons/assign-batch", "200 202", "404 413 415 422 503"),
+    ("POST /v1/coupons/lock/{code}", "200", "403 404 409 410 423 429"),
+    ("POST /v1/coupons/unlock/{code}", "200", "403 404 409 423 429"),
+    ("POST /v1/coupons/redeem/{code}", "200", "403 404 409 410 423 429"),
+    ("POST /v1/coupons/revoke/{code}", "200", "404 409 423"),
+    ("POST /v1/coupons/void/{code}", "200", "404 409"),
+    ("GET /v1/redemptions", "200", "409 422"),
+    ("POST /v1/pools", "201", "422"),
+    ("GET /v1/pools", "200", "422"),
+    ("GET /v1/pools/{id}", "200", "404"),
+    ("PATCH /v1/pools/{id}", "200", "404 412 422"),
+    ("DELETE /v1/pools/{id}", "204", "404"),
+    ("GET /v1/pools/{id}/members", "200", "404 422"),
+    ("POST /v1/pools/{id}/members", "200", "404 422"),
+    ("DELETE /v1/pools/{id}/members", "200", "404 422"),
+    ("POST /v1/pools/{id}/members/import", "200 202", "404 413 415 422 503"),
+    ("POST /v1/distributions", "200 202", "404 409 422 503"),
+    ("GET /v1/distributions", "200", "422"),
+    ("GET /v1/distributions/{id}", "200", "404"),
+    ("GET /v1/distributions/{id}/items", "200", "404 422"),
+    ("POST /v1/distributions/{id}/undo", "200 202", "404 409"),
+    ("POST /v1/redemptions/{id}/rollback", "201", "404 409"),
+    ("GET /v1/audit", "200", "409 422"),
+    ("GET /v1/jobs", "200", "422"),
+    ("GET /v1/jobs/{id}", "200 304", "404"),
+    ("GET /v1/jobs/{id}/events", "200", "404"),
+    ("GET /v1/jobs/{id}/errors", "200", "404 422"),
+    ("GET /v1/jobs/{id}/errors.csv", "200", "404 410"),
+    ("POST /v1/jobs/{id}/cancel", "200 202", "404 409"),
+    ("POST /v1/jobs/{id}/retry", "200 202", "404 409"),
+    ("GET /v1/jobs/counts", "200", ""),
+    ("POST /v1/jobs/bulk", "200", "409 422"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_that_is_promised_is_there_with_its_answers() {
+    let service = Service::without_workers().await;
+    let document = Document::of(&service);
+    let declared: BTreeSet<String> = document.operations().iter().map(Operation::name).collect();
+    let due: BTreeSet<String> = DUE.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    let missing: Vec<_> = due.difference(&declared).collect();
+    assert!(missing.is_empty(), "promised, but not there: {missing:?}");
+    let unknown: Vec<_> = declared.difference(&due).collect();
+    assert!(
+        unknown.is_empty(),
+        "each operation needs its row in this file: {unknown:?}"
+    );
+    for operation in document.operations() {
+        let name = operation.name();
+        let (_, good, refusals) = DUE.iter().find(|(due, ..)| *due == name).expect("a row");
+        let responses = operation.value["responses"].as_object().expect("answers");
+        let is_good = |status: &&str| status.starts_with(['2', '3']);
+        let declared: BTreeSet<&str> = responses.keys().map(String::as_str).filter(is_good).collect();
+        assert_eq!(declared, good.split(' ').collect(), "{name}: good answers");
+        for status in refusals.split(' ').filter(|status| !status.is_empty()) {
+            let problem =
+                &responses.get(status).unwrap_or(&Value::Null)["content"]["application/problem+json"];
+            assert!(problem.is_object(), "{name} does not declare {status}");
+        }
+        // What stands in the answer can be relied on.
+        for (status, response) in responses {
+            assert!(
+                response["headers"]["X-Request-Id"].is_object(),
+                "{name} {status}: headers"
+            );
+            let described = response["description"].as_str().is_some();
+            assert!(described, "{name} {status} is not described");
+        }
+    }
+    service.stop().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_committed_document_is_that_of_the_code() {

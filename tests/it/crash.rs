@@ -14,9 +14,8 @@ use std::{
 };
 
 use coupon_core::{
-    caller::{Access, Caller, Role as UserRole, Scope},
+    caller::Scope,
     db::{self, Db, Role},
-    user::api_key::{self, NewApiKey},
 };
 use coupon_pg::{Embedded, Options};
 use coupon_tests::{Client, SECRET, process::Process, seed};
@@ -56,19 +55,7 @@ impl Cluster {
             .await
             .expect("migrated");
         let db = Db::connect(&url, Role::Worker, 1).expect("a URL");
-        let admin = Caller {
-            id: seed::user(&db, UserRole::Admin).await,
-            access: Access::User(UserRole::Admin),
-        };
-        let new = NewApiKey {
-            name: "Load".to_owned(),
-            scopes: vec![Scope::Manage, Scope::Read, Scope::Assign, Scope::Redeem],
-            expires_at: None,
-            miss_budget: None,
-        };
-        let mut tx = db.begin().await.expect("a transaction");
-        let (_, key) = api_key::create(&mut tx, &admin, &new).await.expect("a key");
-        db::commit(tx).await.expect("committed");
+        let key = seed::key(&db, &[Scope::Manage]).await;
         let users = seed::users(&db, users).await;
         db.close().await;
         let pool = PgPool::connect(&url).await.expect("a connection");
@@ -446,31 +433,29 @@ async fn restarting_every_process_in_turn_fails_no_request() {
     let mut dice = Dice::new("rolling restart");
     let rounds = scale(3, 50);
     let cluster = Cluster::start(20_000).await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let listen = format!("127.0.0.1:{port}");
+    // Two of them behind a client that asks the other when one is going; each keeps its address.
+    let listen = [0, 1].map(|_| {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().to_string()
+    });
     let environment = [
         ("COUPONBOOK_DATABASE_URL", cluster.url.as_str()),
         ("COUPONBOOK_TOKEN_SECRET", SECRET),
         ("COUPONBOOK_RATE_LIMITS", "off"),
         ("COUPONBOOK_LOG", "warn"),
     ];
-    let arguments = ["api", "--listen", &listen];
-    let mut api = Process::start(&arguments, &environment).await;
+    let start = async |index: usize| Process::start(&["api", "--listen", &listen[index]], &environment).await;
+    let mut apis = vec![start(0).await, start(1).await];
     let mut workers = vec![
         Process::worker(&cluster.url).await,
         Process::worker(&cluster.url).await,
     ];
-    let client = cluster.client(&api.url()).with("Connection", "close");
-    let book_id = cluster.book(&client, 5_000 * rounds).await;
+    let clients = [0, 1].map(|index| cluster.client(&apis[index].url()).with("Connection", "close"));
+    let book_id = cluster.book(&clients[0], 5_000 * rounds).await;
 
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let mut pick = dice.fork();
     let users = cluster.users.clone();
-    let sender = client.clone();
     let loading = tokio::spawn(async move {
         let mut requests = Vec::new();
         let mut ticks = tokio::time::interval(Duration::from_millis(5));
@@ -480,34 +465,28 @@ async fn restarting_every_process_in_turn_fails_no_request() {
                 _ = stopped.wait_for(|stop| *stop) => break,
             }
             let body = json!({ "book_id": book_id, "user_id": users[pick.below(users.len())] });
-            let client = sender.clone();
-            requests.push(tokio::spawn(async move {
-                let request = client
-                    .request(reqwest::Method::POST, "/v1/coupons/assign")
-                    .json(&body);
-                client.try_send(request).await
-            }));
+            requests.push(tokio::spawn(ask_either(clients.clone(), requests.len(), body)));
         }
         let mut tally = Tally::default();
         let mut failed = Vec::new();
         for request in requests {
-            match request.await.expect("a request") {
-                Ok(answer) if answer.status == 202 => tally.accepted.push(id(&answer.body)),
-                Ok(answer) if answer.status == 503 => tally.unavailable += 1,
-                Ok(answer) => failed.push(format!("{} {}", answer.status, answer.body)),
-                Err(error) if error.is_connect() => tally.unanswered += 1,
-                Err(error) => failed.push(format!("{error:?}")),
+            let (accepted, told, refused) = request.await.expect("a request");
+            tally.unavailable += told;
+            tally.unanswered += refused;
+            match accepted {
+                Ok(job_id) => tally.accepted.push(job_id),
+                Err(why) => failed.push(why),
             }
         }
         (tally, failed)
     });
     for _ in 0..rounds {
         tokio::time::sleep(dice.millis(500)).await;
-        let since = Instant::now();
-        assert_eq!(api.terminate().await.code(), Some(0));
-        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
-        api = Process::start(&arguments, &environment).await;
-        for _ in 0..2 {
+        for index in 0..2 {
+            let since = Instant::now();
+            assert_eq!(apis.remove(0).terminate().await.code(), Some(0));
+            assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
+            apis.push(start(index).await);
             let since = Instant::now();
             assert_eq!(workers.remove(0).terminate().await.code(), Some(0));
             assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
@@ -523,8 +502,34 @@ async fn restarting_every_process_in_turn_fails_no_request() {
         .await
         .unwrap();
     assert_eq!(charged, 0, "an end in good order is no crash");
-    workers.push(api);
+    workers.extend(apis);
     cluster.stop(workers).await;
+}
+
+/// Asks one process and, while that takes no connections or says 503, the other, with one key. The job, or what no client
+/// may see; and how often it was told to come back or met a closed door.
+async fn ask_either(clients: [Client; 2], first: usize, body: Value) -> (Result<Uuid, String>, usize, usize) {
+    let key = Uuid::now_v7().to_string();
+    let (mut told, mut refused) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for client in clients.iter().cycle().skip(first % 2) {
+        let keyed = client.with("Idempotency-Key", &key);
+        let request = keyed
+            .request(reqwest::Method::POST, "/v1/coupons/assign")
+            .json(&body);
+        match keyed.try_send(request).await {
+            Ok(answer) if answer.status == 202 => return (Ok(id(&answer.body)), told, refused),
+            Ok(answer) if answer.status == 503 => told += 1,
+            Err(error) if error.is_connect() => refused += 1,
+            Ok(answer) => return (Err(format!("{} {}", answer.status, answer.body)), told, refused),
+            Err(error) => return (Err(format!("{error:?}")), told, refused),
+        }
+        if Instant::now() > deadline {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    (Err("neither has accepted it".to_owned()), told, refused)
 }
 
 #[tokio::test(flavor = "multi_thread")]

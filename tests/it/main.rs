@@ -6,10 +6,13 @@
 )]
 
 mod access;
+mod accounts;
 mod bad_input;
+mod batches;
 mod cli;
 mod contract;
 mod crash;
+mod cuts;
 mod distributions;
 mod exports;
 mod generate;
@@ -17,8 +20,10 @@ mod hangup;
 mod idempotency;
 mod import;
 mod imports;
+mod job_desk;
 mod life;
 mod lists;
+mod manners;
 mod matrix;
 mod metrics;
 mod pages;
@@ -31,7 +36,10 @@ mod races;
 mod readme;
 mod retention;
 mod schema;
+mod spellings;
 mod stats;
 mod sweeps;
+mod trail;
 mod truth;
 mod undo;
+mod withdrawals;

@@ -4,6 +4,7 @@
 //! Invariant: nothing here waits for a fixed time. What is awaited is a job's end, a line of output or a condition, each
 //! with a bound after which the test fails and says what it saw.
 
+pub mod cutter;
 pub mod document;
 pub mod http;
 pub mod process;
@@ -92,6 +93,7 @@ impl Service {
     pub async fn without_workers() -> Self {
         Self::with(Settings {
             security_budgets: coupon_core::config::Switch::Off,
+            rate_limits: coupon_core::rate_limit::RateLimits::OFF,
             registration: coupon_core::config::Switch::On,
             ..Settings::default()
         })

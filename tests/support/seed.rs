@@ -1,10 +1,13 @@
 //! Rows that a test starts from, written through the use cases or, in bulk, straight into the tables.
 
 use coupon_core::{
-    caller::{Actor, ActorKind, Role},
+    caller::{Access, Actor, ActorKind, Caller, Role, Scope},
     db::{self, Db},
     id,
-    user::{self, NewUser},
+    user::{
+        self, NewUser,
+        api_key::{self, NewApiKey},
+    },
 };
 use uuid::Uuid;
 
@@ -21,6 +24,24 @@ pub async fn user(db: &Db, role: Role) -> Uuid {
     let user = user::create(&mut tx, &new).await.expect("an account");
     db::commit(tx).await.expect("committed");
     user.id
+}
+
+/// A new API key with these scopes, made by a new administrator; gives the secret.
+pub async fn key(db: &Db, scopes: &[Scope]) -> String {
+    let admin = Caller {
+        id: user(db, Role::Admin).await,
+        access: Access::User(Role::Admin),
+    };
+    let new = NewApiKey {
+        name: "A key".to_owned(),
+        scopes: scopes.to_vec(),
+        expires_at: None,
+        miss_budget: None,
+    };
+    let mut tx = db.begin().await.expect("a transaction");
+    let (_, key) = api_key::create(&mut tx, &admin, &new).await.expect("a key");
+    db::commit(tx).await.expect("committed");
+    key
 }
 
 /// Many new accounts at once.

@@ -243,7 +243,7 @@ impl Codes {
         jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
     }
 
-    /// What an import could not do, as CSV with the original columns: mend it and send it again.
+    /// What a job could not do, as CSV; of an import with the original columns: mend it and send it again.
     #[oai(path = "/jobs/:id/errors.csv", method = "get")]
     async fn errors_csv(&self, auth: Auth, id: Path<Uuid>) -> Result<CsvReport, Problem> {
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;

@@ -325,10 +325,7 @@ impl Coupons {
         coupon_core::book::find(&mut connection, id.0).await?;
         let Ok(wanted) = wanted else {
             // What is no code is in no book.
-            return Ok(Json(Page {
-                data: Vec::new(),
-                next_cursor: Nullable(None),
-            }));
+            return Ok(Json(Page::empty()));
         };
         let filter = list::Filter {
             state: state.0.map(Into::into),

@@ -30,7 +30,7 @@ use chrono::{DateTime, Utc};
 use coupon_core::{
     Code, Error, Refusal,
     caller::Caller,
-    coupon::{Origin, code},
+    coupon::{Behalf, CouponId, Origin, code, locate},
     generate::form,
     user::{
         api_key,
@@ -41,6 +41,7 @@ use poem::web::RemoteAddr;
 use poem_openapi::{ApiResponse, Tags};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{app::App, problem::Problem, request_id::RequestId, time::Time};
@@ -149,6 +150,43 @@ pub fn check_time(pointer: &str, time: Option<Time>) -> Result<Option<DateTime<U
 /// `not_found`.
 pub fn path_code(text: &str) -> Result<code::Code, Refusal> {
     code::Code::parse(text).map_err(|_| Refusal::not_found())
+}
+
+/// What `?code=` narrows a list of what happened to.
+pub enum Narrowed {
+    /// Everything: no code was given.
+    Not,
+    /// This coupon.
+    To(CouponId),
+    /// Nothing: what is no coupon has no history.
+    ToNothing,
+}
+
+impl Narrowed {
+    /// Finds the coupon that an administrator means by `?code=`.
+    ///
+    /// # Errors
+    /// `code_ambiguous`.
+    pub async fn by_code(
+        connection: &mut PgConnection,
+        code: Option<&str>,
+        book_id: Option<Uuid>,
+    ) -> Result<Self, Problem> {
+        let Some(text) = code else {
+            return Ok(Self::Not);
+        };
+        let found = match path_code(text) {
+            Ok(code) => locate::locate(connection, Behalf::Anybody, &code, book_id)
+                .await
+                .map(|found| found.coupon),
+            Err(refusal) => Err(refusal.into()),
+        };
+        match found {
+            Ok(coupon) => Ok(Self::To(coupon)),
+            Err(error) if error.code() == Code::NotFound => Ok(Self::ToNothing),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// Look-ups of codes by callers who cannot list them: those that miss are budgeted, so that codes cannot be scanned.

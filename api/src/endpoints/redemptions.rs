@@ -2,7 +2,7 @@
 
 use coupon_core::{
     Error,
-    coupon::{Behalf, CouponId, code, locate, rollback, withdraw},
+    coupon::{Behalf, locate, rollback, withdraw},
 };
 use poem_openapi::{
     Object, OpenApi,
@@ -11,9 +11,9 @@ use poem_openapi::{
 };
 use uuid::Uuid;
 
-use super::{Tag, coupons::CouponView, origin, path_code, till::RedemptionView};
+use super::{Narrowed, Tag, coupons::CouponView, origin, path_code, till::RedemptionView};
 use crate::{
-    Body, Nullable, Problem, RequestId,
+    Body, Problem, RequestId,
     app::App,
     auth::Auth,
     lists::{Limit, Page, decode_cursor},
@@ -45,11 +45,42 @@ pub struct Redemptions {
     pub app: App,
 }
 
-async fn find(once: &mut Once, code: &str, book_id: Option<Uuid>) -> Result<CouponId, Error> {
-    let code = path_code(code)?;
-    Ok(locate::locate(once.tx(), Behalf::Anybody, &code, book_id)
-        .await?
-        .coupon)
+/// The two ways of withdrawing a coupon.
+#[derive(Clone, Copy)]
+enum Way {
+    Revoke,
+    Void,
+}
+
+impl Redemptions {
+    async fn withdraw(
+        &self,
+        way: Way,
+        auth: Auth,
+        id: RequestId,
+        code: &str,
+        key: IdempotencyKey,
+        body: Body<Withdrawal>,
+    ) -> Result<Reply<CouponView>, Problem> {
+        auth.require_admin()?;
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return once::again(answer),
+        };
+        let withdrawn = async {
+            let code = path_code(code)?;
+            let tx = once.tx();
+            let coupon = locate::locate(tx, Behalf::Anybody, &code, body.book_id)
+                .await?
+                .coupon;
+            match way {
+                Way::Revoke => withdraw::revoke(tx, &coupon, &body.reason, origin(&auth, &id)).await,
+                Way::Void => withdraw::void(tx, &coupon, &body.reason, origin(&auth, &id)).await,
+            }
+        };
+        let withdrawn = withdrawn.await.map(CouponView::from);
+        once.finish(withdrawn, |_| None).await
+    }
 }
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Coupons")]
@@ -64,17 +95,7 @@ impl Redemptions {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Body<Withdrawal>,
     ) -> Result<Reply<CouponView>, Problem> {
-        auth.require_admin()?;
-        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return once::again(answer),
-        };
-        let revoked = async {
-            let coupon = find(&mut once, &code.0, body.book_id).await?;
-            withdraw::revoke(once.tx(), &coupon, &body.reason, origin(&auth, &id)).await
-        };
-        let revoked = revoked.await.map(CouponView::from);
-        once.finish(revoked, |_| None).await
+        self.withdraw(Way::Revoke, auth, id, &code.0, key, body).await
     }
 
     /// Take a coupon out of use for good.
@@ -87,17 +108,7 @@ impl Redemptions {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Body<Withdrawal>,
     ) -> Result<Reply<CouponView>, Problem> {
-        auth.require_admin()?;
-        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return once::again(answer),
-        };
-        let voided = async {
-            let coupon = find(&mut once, &code.0, body.book_id).await?;
-            withdraw::void(once.tx(), &coupon, &body.reason, origin(&auth, &id)).await
-        };
-        let voided = voided.await.map(CouponView::from);
-        once.finish(voided, |_| None).await
+        self.withdraw(Way::Void, auth, id, &code.0, key, body).await
     }
 
     /// Give the use of a redemption back.
@@ -134,30 +145,16 @@ impl Redemptions {
         let list = format!("redemptions/{:?}/{:?}/{:?}", book_id.0, user_id.0, code.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
-        let mut filter = rollback::Filter {
+        let coupon = match Narrowed::by_code(&mut connection, code.0.as_deref(), book_id.0).await? {
+            Narrowed::Not => None,
+            Narrowed::To(coupon) => Some(coupon),
+            Narrowed::ToNothing => return Ok(Json(Page::empty())),
+        };
+        let filter = rollback::Filter {
             book_id: book_id.0,
             user_id: user_id.0,
-            coupon: None,
+            coupon,
         };
-        if let Some(text) = &code.0 {
-            let found = match code::Code::parse(text) {
-                Ok(code) => locate::locate(&mut connection, Behalf::Anybody, &code, book_id.0)
-                    .await
-                    .map(|located| located.coupon),
-                Err(_) => Err(coupon_core::Refusal::not_found().into()),
-            };
-            match found.map_err(Problem::from) {
-                Ok(coupon) => filter.coupon = Some(coupon),
-                // What is no coupon was never redeemed.
-                Err(problem) if problem.code() == coupon_core::Code::NotFound => {
-                    return Ok(Json(Page {
-                        data: Vec::new(),
-                        next_cursor: Nullable(None),
-                    }));
-                }
-                Err(problem) => return Err(problem),
-            }
-        }
         let page = rollback::list(&mut connection, &filter, after, limit.rows()).await?;
         Ok(Json(Page::of(
             page,

@@ -1,4 +1,4 @@
-//! Setting up: the first administrator, by the one-time link that is printed while there is none.
+//! Setting up: the first administrator, by the one-time token that is printed while there is none.
 
 use coupon_core::{
     Error,
@@ -27,7 +27,7 @@ pub struct SetupState {
 /// The first administrator.
 #[derive(Object)]
 pub struct FirstAdmin {
-    /// From the one-time link.
+    /// The one-time token that is printed while there is no administrator.
     #[oai(validator(min_length = 1, max_length = 200))]
     token: String,
     /// The e-mail address, with which to log in.
@@ -49,7 +49,7 @@ pub struct Setup {
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::People")]
 impl Setup {
-    /// Whether there is no administrator yet, so that one is to be made with the one-time link.
+    /// Whether there is no administrator yet, so that one is to be made with the one-time token.
     #[oai(path = "/setup", method = "get")]
     async fn read(&self) -> Result<Json<SetupState>, Problem> {
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
@@ -57,7 +57,7 @@ impl Setup {
         Ok(Json(SetupState { needed }))
     }
 
-    /// Make the first administrator with the token of the one-time link; of any number of requests at once, one does.
+    /// Make the first administrator with the one-time token; of any number of requests at once, one does.
     /// A wrong token is refused (403) and counted like a failed log-in; with an administrator there is nothing to set
     /// up (409 `already_set_up`).
     #[oai(path = "/setup", method = "post")]
@@ -87,7 +87,7 @@ impl Setup {
         new.check()?;
         let hashed = app.passwords().hash_new(&password, &new.email, &new.name).await?;
         new.password_hash = Some(hashed);
-        let mut once = match Once::begin(app, app.db(), &link_holder(), key, Some(&hash)).await? {
+        let mut once = match Once::begin(app, app.db(), &token_holder(), key, Some(&hash)).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => return once::again(answer),
         };
@@ -101,8 +101,8 @@ impl Setup {
     }
 }
 
-/// Whoever has the link's token is one caller, under whose name answers are stored; no account has this id.
-fn link_holder() -> Caller {
+/// Whoever has the token is one caller, under whose name answers are stored; no account has this id.
+fn token_holder() -> Caller {
     Caller {
         id: Uuid::nil(),
         access: Access::User(Role::User),

@@ -2,7 +2,8 @@
 //!
 //! Invariant: mended in place, the report can be sent again as it is. So it has the file's own header and delimiter,
 //! and its cells are exactly those that were sent: they are not changed for the sake of spreadsheets. Its own three
-//! columns are recognised and left out of metadata and of a further report.
+//! columns are recognised and left out of metadata and of a further report. A job that had no file (a batch) has a report
+//! of its items.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -20,31 +21,38 @@ const PAGE: i64 = 1_000;
 /// The columns that the report adds.
 pub(super) const OWN_COLUMNS: [&str; 3] = ["line", "reason", "detail"];
 
+/// The columns of a report of items.
+const ITEM_COLUMNS: [&str; 4] = ["user_id", "item", "reason", "detail"];
+
 /// A report being written, page by page; no transaction need be held in between.
 #[derive(Debug)]
 pub struct ErrorsCsv {
     job_id: Uuid,
-    layout: Layout,
+    /// The file's, if there was one.
+    layout: Option<Layout>,
     after: Option<i64>,
     over: bool,
 }
 
 impl ErrorsCsv {
-    /// Begins the report of an import that `caller` may see.
+    /// Begins the report of a job that `caller` may see.
     ///
     /// # Errors
-    /// `not_found`, `expired`.
+    /// `not_found`, also for a job that has no report; `expired`.
     pub async fn begin(connection: &mut PgConnection, caller: &Caller, job_id: Uuid) -> Result<Self> {
-        ledger::find(connection, caller, job_id).await?.require_kept()?;
+        let job = ledger::find(connection, caller, job_id).await?;
+        job.require_kept()?;
         let kept: Option<sqlx::types::Json<Kept>> =
             sqlx::query_scalar("SELECT settings FROM imports WHERE job_id = $1 UNION ALL SELECT settings FROM pool_imports WHERE job_id = $1")
                 .bind(job_id)
                 .fetch_optional(connection)
                 .await?;
-        let kept = kept.ok_or_else(Refusal::not_found)?;
+        if kept.is_none() && !job.has_errors {
+            return Err(Refusal::not_found().into());
+        }
         Ok(Self {
             job_id,
-            layout: kept.0.layout,
+            layout: kept.map(|kept| kept.0.layout),
             after: None,
             over: false,
         })
@@ -61,11 +69,17 @@ impl ErrorsCsv {
         let mut csv = Vec::new();
         let width = self.width();
         if self.after.is_none() {
-            let names = (0..width).map(|column| self.layout.name(column));
-            self.write(&mut csv, names.chain(OWN_COLUMNS.map(str::to_owned)));
+            match &self.layout {
+                Some(layout) => {
+                    let names = (0..width).map(|column| layout.name(column));
+                    self.write(&mut csv, names.chain(OWN_COLUMNS.map(str::to_owned)));
+                }
+                None => self.write(&mut csv, ITEM_COLUMNS.map(str::to_owned).into_iter()),
+            }
         }
         let rows: Vec<(i64, String, String, serde_json::Value)> = sqlx::query_as(
-            "SELECT seq, coalesce(entry->>'reason', ''), coalesce(entry->>'detail', ''), coalesce(original, '[]')
+            "SELECT seq, coalesce(entry->>'reason', ''), coalesce(entry->>'detail', ''),
+                    coalesce(original, jsonb_build_array(coalesce(entry->>'user_id', '')))
              FROM job_errors WHERE job_id = $1 AND seq > coalesce($2, -1) ORDER BY seq LIMIT $3",
         )
         .bind(self.job_id)
@@ -85,21 +99,23 @@ impl ErrorsCsv {
         Ok(Some(csv))
     }
 
-    /// The columns of the file, less those of an earlier report.
+    /// The columns of the file, less those of an earlier report; of items one, the user.
     fn width(&self) -> usize {
-        let own = self.layout.header.as_deref().is_some_and(ends_with_own_columns);
-        self.layout.width - if own { OWN_COLUMNS.len() } else { 0 }
+        self.layout.as_ref().map_or(1, |layout| {
+            let own = layout.header.as_deref().is_some_and(ends_with_own_columns);
+            layout.width - if own { OWN_COLUMNS.len() } else { 0 }
+        })
     }
 
     fn write(&self, csv: &mut Vec<u8>, fields: impl Iterator<Item = String>) {
+        let separator = self.layout.as_ref().map_or(',', |layout| layout.delimiter);
         let mut delimiter = [0; 4];
-        let delimiter = self.layout.delimiter.encode_utf8(&mut delimiter);
+        let delimiter = separator.encode_utf8(&mut delimiter);
         for (n, field) in fields.enumerate() {
             if n > 0 {
                 csv.extend_from_slice(delimiter.as_bytes());
             }
-            let plain = !field.contains(['"', '\r', '\n', ' ', self.layout.delimiter])
-                && (n > 0 || !field.is_empty());
+            let plain = !field.contains(['"', '\r', '\n', ' ', separator]) && (n > 0 || !field.is_empty());
             if plain {
                 csv.extend_from_slice(field.as_bytes());
             } else {

@@ -12,7 +12,10 @@ use sha2::{Digest, Sha256};
 use sqlx::PgExecutor;
 use uuid::Uuid;
 
-use crate::error::{Code, Refusal, Result};
+use crate::{
+    error::{Code, Refusal, Result},
+    rate_limit::Standing,
+};
 
 /// Failed log-ins of one account in [`LOGIN_WINDOW`].
 const LOGIN_ACCOUNT_LIMIT: i32 = 10;
@@ -58,6 +61,15 @@ impl BudgetKind {
             Self::CodeMiss => "code_miss",
         }
     }
+
+    /// The spelling on the wire, as the name of a limit.
+    fn policy(self) -> &'static str {
+        match self {
+            Self::LoginAccount => "account-log-ins",
+            Self::LoginAddress => "address-log-ins",
+            Self::CodeMiss => "code-misses",
+        }
+    }
 }
 
 /// One counter and its limit.
@@ -85,14 +97,11 @@ impl Budget {
         }
     }
 
-    /// Failed log-ins from this address; IPv6 by its /64, of which one customer has at least one whole.
+    /// Failed log-ins from this address's [`network`].
     pub fn login_address(address: IpAddr) -> Self {
-        let subject = match address.to_canonical() {
+        let subject = match network(address) {
             IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
-            }
+            IpAddr::V6(v6) => format!("{v6}/64"),
         };
         Self {
             kind: BudgetKind::LoginAddress,
@@ -113,6 +122,18 @@ impl Budget {
     }
 }
 
+/// The part of an address that stands for one customer: all of IPv4, of IPv6 the /64, of which everybody has at least one
+/// whole.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        v4 @ IpAddr::V4(_) => v4,
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+    }
+}
+
 /// What a budget answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spent {
@@ -122,6 +143,8 @@ pub struct Spent {
     pub left: i32,
     /// When the window ends, from now; zero when none runs.
     pub retry_after: Duration,
+    /// The same as clients are told of it.
+    standing: Standing,
 }
 
 impl Spent {
@@ -138,14 +161,27 @@ impl Spent {
             "Too many failed attempts. Wait for the time that Retry-After gives, then try again.",
         )
         .retry_after(self.retry_after.max(Duration::from_secs(1)))
+        .limit(self.standing)
         .into())
     }
 
     fn free(budget: &Budget) -> Self {
+        Self::of(budget, 0, Duration::ZERO, true)
+    }
+
+    fn of(budget: &Budget, spent: i32, retry_after: Duration, allowed: bool) -> Self {
+        let left = (budget.limit - spent).max(0);
         Self {
-            allowed: true,
-            left: budget.limit,
-            retry_after: Duration::ZERO,
+            allowed,
+            left,
+            retry_after,
+            standing: Standing {
+                policy: budget.kind.policy(),
+                limit: budget.limit.max(0).unsigned_abs(),
+                window: budget.window,
+                left: left.unsigned_abs(),
+                reset: retry_after,
+            },
         }
     }
 }
@@ -177,11 +213,12 @@ pub async fn spend<'e>(conn: impl PgExecutor<'e>, switch: SecurityBudgets, budge
     .bind(budget.window.as_secs_f64())
     .fetch_one(conn)
     .await?;
-    Ok(Spent {
-        allowed: spent <= budget.limit,
-        left: (budget.limit - spent).max(0),
-        retry_after: time_left(budget, seconds),
-    })
+    Ok(Spent::of(
+        budget,
+        spent,
+        time_left(budget, seconds),
+        spent <= budget.limit,
+    ))
 }
 
 /// Whether a spend would be allowed now, without spending.
@@ -202,11 +239,12 @@ pub async fn check<'e>(conn: impl PgExecutor<'e>, switch: SecurityBudgets, budge
     .fetch_optional(conn)
     .await?;
     let (spent, seconds) = running.unwrap_or((0, 0.0));
-    Ok(Spent {
-        allowed: spent < budget.limit,
-        left: (budget.limit - spent).max(0),
-        retry_after: time_left(budget, seconds),
-    })
+    Ok(Spent::of(
+        budget,
+        spent,
+        time_left(budget, seconds),
+        spent < budget.limit,
+    ))
 }
 
 /// Gives one spend of the running window back: what was guarded turned out to be no failure.
@@ -285,15 +323,15 @@ mod tests {
 
     #[test]
     fn a_refusal_says_when_to_come_back() {
-        let spent = Spent {
-            allowed: false,
-            left: 0,
-            retry_after: Duration::from_millis(1),
-        };
+        let budget = Budget::code_miss(Uuid::nil(), None);
+        let spent = Spent::of(&budget, CODE_MISS_LIMIT + 1, Duration::from_millis(1), false);
         match spent.require() {
             Err(crate::Error::Refused(refusal)) => {
                 assert_eq!(refusal.code, Code::RateLimited);
                 assert_eq!(refusal.retry_after, Some(Duration::from_secs(1)));
+                let limit = refusal.limit.expect("the limit");
+                assert_eq!(limit.policy_item(), "\"code-misses\";q=20;w=3600");
+                assert_eq!(limit.item(), "\"code-misses\";r=0;t=1");
             }
             other => panic!("{other:?}"),
         }

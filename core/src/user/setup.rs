@@ -1,6 +1,6 @@
-//! The first administrator, made by whoever holds the one-time link of this installation.
+//! The first administrator, made by whoever holds the one-time token of this installation.
 //!
-//! Invariant: the link's token follows from the token secret, so every process knows it and none stores it; it opens
+//! Invariant: the token follows from the token secret, so every process knows it and none stores it; it opens
 //! nothing while an administrator exists who is not disabled. Guesses are paid for like failed log-ins.
 
 use std::net::IpAddr;
@@ -18,13 +18,13 @@ use crate::{
     error::{Code, Error, Refusal, Result},
 };
 
-/// The token of the link `http://ADDR/setup?token=…`: 256 bits as base64url, 43 characters.
+/// The token: 256 bits as base64url, 43 characters.
 pub fn setup_token(keys: &TokenKeys) -> String {
     URL_SAFE_NO_PAD.encode(keys.derive("setup"))
 }
 
-/// That `token` is the link's, compared in constant time. A wrong one is told that there is an administrator already,
-/// which is no secret; the right one is let through even then, and [`super::ensure_first_admin`] decides.
+/// That `token` is the one-time token, compared in constant time. A wrong one is told that there is an administrator
+/// already, which is no secret; the right one is let through even then, and [`super::ensure_first_admin`] decides.
 ///
 /// # Errors
 /// `forbidden`, `already_set_up`, `rate_limited`.
@@ -51,7 +51,7 @@ pub async fn require_token(
     }
     Err(Refusal::new(
         Code::Forbidden,
-        "This is not the token of the set-up link. Take the link that the service prints when it starts.",
+        "This is not the set-up token. Take the one that the service prints when it starts.",
     )
     .into())
 }

@@ -127,10 +127,17 @@ async fn unknown_paths_methods_and_ids_are_refused() {
         if declared.iter().any(|method| method == "GET") {
             allowed.push("HEAD".to_owned());
         }
+        // A fixed path hides no code: GET looks up the coupon that is spelled like it.
+        let fixed = template
+            .strip_prefix("/v1/coupons/")
+            .is_some_and(|rest| !rest.contains('/'));
+        if fixed && !declared.iter().any(|method| method == "GET") {
+            allowed.extend(["GET", "HEAD"].map(str::to_owned));
+        }
         allowed.sort();
         for method in every
             .iter()
-            .filter(|method| !declared.iter().any(|known| known == *method))
+            .filter(|method| !allowed.iter().any(|known| known == *method))
         {
             let request = nobody.request(method.parse().expect("a method"), &path);
             let answer = nobody.send(request).await;

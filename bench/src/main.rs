@@ -54,6 +54,9 @@ struct Arguments {
     /// Also append the table to this file.
     #[arg(long)]
     save: Option<PathBuf>,
+    /// Settings of the stand's PostgreSQL, as name=value.
+    #[arg(long = "pg", value_parser = setting)]
+    pg_settings: Vec<(String, String)>,
     /// The binary that is measured.
     #[arg(long, default_value = "target/release/couponbook")]
     binary: PathBuf,
@@ -65,6 +68,11 @@ pub(crate) struct Effort {
     seconds: u64,
     rounds: usize,
     quick: bool,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn main() -> anyhow::Result<()> {
@@ -89,7 +97,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         quick: arguments.quick,
     };
     let mut report = Report::new();
-    let mut stand = Stand::start(&arguments.binary).await?;
+    let mut stand = Stand::start(&arguments.binary, arguments.pg_settings).await?;
     for figure in figures {
         let measured = measure(figure, &mut stand, effort, &mut report).await;
         measured.with_context(|| format!("{figure:?} could not be measured"))?;

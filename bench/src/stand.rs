@@ -60,13 +60,13 @@ pub(crate) struct Stand {
 }
 
 impl Stand {
-    pub(crate) async fn start(binary: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn start(binary: &Path, settings: Vec<(String, String)>) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let server = Embedded::start(Options {
             data_dir: dir.path().join("pg"),
             durable: true,
-            settings: Vec::new(),
+            settings,
             bin_dir: None,
         })
         .await?;

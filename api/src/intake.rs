@@ -59,7 +59,7 @@ async fn accept(
             singly
         }
     };
-    signals.ring(Signal::Due);
+    signals.ring(Signal::Assigns);
     Ok(accepted)
 }
 

@@ -24,6 +24,7 @@ use poem_openapi::{
     registry::{MetaMediaType, MetaResponse, MetaResponses, Registry},
     types::{ToJSON, Type},
 };
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -51,8 +52,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
 #[oai(rename = "JobState", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     /// Waiting for a worker.
     Queued,
@@ -99,7 +101,7 @@ impl From<job::State> for State {
 }
 
 /// A job: work that was accepted and is polled.
-#[derive(Debug, Object)]
+#[derive(Debug, Object, Serialize)]
 #[oai(rename = "Job")]
 pub struct JobView {
     /// UUIDv7.
@@ -126,7 +128,7 @@ pub struct JobView {
 }
 
 /// How far a job is.
-#[derive(Debug, Object)]
+#[derive(Debug, Object, Serialize)]
 #[oai(rename = "Progress")]
 pub struct ProgressView {
     done: i64,
@@ -138,7 +140,7 @@ pub struct ProgressView {
 }
 
 /// Why a job failed.
-#[derive(Debug, Object)]
+#[derive(Debug, Object, Serialize)]
 pub struct JobError {
     /// Stable.
     code: String,
@@ -147,16 +149,27 @@ pub struct JobError {
 }
 
 /// Where to read on.
-#[derive(Debug, Object)]
+#[derive(Debug, Object, Serialize)]
 pub struct Links {
     #[oai(rename = "self")]
+    #[serde(rename = "self")]
     itself: String,
     /// What it could not do, as JSON.
     #[oai(skip_serializing_if_is_none)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     errors: Option<String>,
     /// The same as CSV, to be mended and sent again.
     #[oai(skip_serializing_if_is_none)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<String>,
+}
+
+impl JobView {
+    /// As JSON, straight to text: polls are many, and the tree of values that the library makes on its way costs as much
+    /// as all else of them.
+    fn text(&self) -> String {
+        serde_json::to_string(self).expect("plain data")
+    }
 }
 
 impl From<Job> for JobView {
@@ -237,7 +250,7 @@ impl IntoResponse for JobReply {
         } else {
             builder
         };
-        builder.body(self.job.to_json_string())
+        builder.body(self.job.text())
     }
 }
 
@@ -430,7 +443,7 @@ impl Jobs {
             reply.job.state,
             State::Succeeded | State::PartiallySucceeded | State::Failed | State::Cancelled
         );
-        let body = reply.job.to_json_string();
+        let body = reply.job.text();
         // Of a job that has ended nothing is estimated any more.
         let tag = if ended {
             Sha256::digest(&body)

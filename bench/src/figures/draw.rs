@@ -64,7 +64,9 @@ pub(crate) async fn measure(stand: &Stand, effort: Effort, report: &mut Report) 
 
     let draws_before: usize = if effort.quick { 20_000 } else { 100_000 };
     let book_id = stand.book(json!({})).await?;
-    stand.fill(book_id, u32::try_from(draws_before * 2)? + 50_000).await?;
+    stand
+        .fill(book_id, u32::try_from(draws_before * 2)? + 50_000)
+        .await?;
     stand.settle().await?;
     draws(stand, book_id, 2_000).await?; // every connection and page warm
     let fresh = draws(stand, book_id, 10_000).await?.rate;

@@ -76,8 +76,9 @@ pub struct Place {
 /// How often a claim begins at the beginning: how long a row can be overlooked.
 const LOOK_BACK: Duration = Duration::from_secs(1);
 
-/// How far below the last id taken a claim begins: far more than lies between the making of an id and its commit.
-const MARGIN: Duration = Duration::from_secs(2);
+/// How far below the last id taken a claim begins: what usually lies between the making of an id and its commit, and not
+/// so much that the entries of what was done meanwhile are read again and again.
+const MARGIN: Duration = Duration::from_millis(200);
 
 impl Place {
     /// Where this claim begins.

@@ -28,18 +28,21 @@ use crate::{error::StoreError, id};
 /// What a signal says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// There is work in a queue.
+    /// There is work in some queue.
     Due,
+    /// There is work in the queue of assignments: the others need not look.
+    Assigns,
     /// A job has ended or got further.
     Done,
 }
 
 impl Signal {
-    const ALL: [Self; 2] = [Self::Due, Self::Done];
+    const ALL: [Self; 3] = [Self::Due, Self::Assigns, Self::Done];
 
     fn channel(self) -> &'static str {
         match self {
             Self::Due => "couponbook_due",
+            Self::Assigns => "couponbook_assigns",
             Self::Done => "couponbook_done",
         }
     }
@@ -60,8 +63,9 @@ pub struct Signals {
 #[derive(Debug)]
 struct Shared {
     due: watch::Sender<u64>,
+    assigns: watch::Sender<u64>,
     done: watch::Sender<u64>,
-    rung: [AtomicBool; 2],
+    rung: [AtomicBool; 3],
     wake: Notify,
     /// Sent with each NOTIFY, so that this process need not hear what it rang itself.
     name: String,
@@ -85,8 +89,9 @@ impl Signals {
         let signals = Self {
             shared: Arc::new(Shared {
                 due: watch::Sender::new(0),
+                assigns: watch::Sender::new(0),
                 done: watch::Sender::new(0),
-                rung: [AtomicBool::new(false), AtomicBool::new(false)],
+                rung: [const { AtomicBool::new(false) }; 3],
                 wake: Notify::new(),
                 name: id::new().to_string(),
                 tasks: std::sync::Mutex::new(JoinSet::new()),
@@ -126,11 +131,15 @@ impl Shared {
     fn sender(&self, signal: Signal) -> &watch::Sender<u64> {
         match signal {
             Signal::Due => &self.due,
+            Signal::Assigns => &self.assigns,
             Signal::Done => &self.done,
         }
     }
 
     fn bump(&self, signal: Signal) {
+        if signal == Signal::Due {
+            self.bump(Signal::Assigns);
+        }
         self.sender(signal)
             .send_modify(|generation| *generation = generation.wrapping_add(1));
     }

@@ -155,7 +155,10 @@ impl BatchBackend {
             db: runner.db().clone(),
             queue,
             limit,
-            wake: runner.signals().watch(Signal::Due),
+            wake: runner.signals().watch(match queue {
+                Queue::Assign => Signal::Assigns,
+                Queue::Bulk | Queue::System => Signal::Due,
+            }),
             stopping,
             trouble: Trouble::default(),
             failed_claims: 0,

@@ -30,6 +30,7 @@ mod queue;
 mod races;
 mod readme;
 mod retention;
+mod schedules;
 mod schema;
 mod stats;
 mod sweeps;

@@ -100,18 +100,28 @@ pub struct NewDistribution {
     pool_id: Uuid,
     mode: Mode,
     /// Modes equal and top_up: how many each gets, or is brought up to.
-    #[oai(validator(minimum(value = "1"), maximum(value = "1000")))]
+    #[oai(
+        skip_serializing_if_is_none,
+        validator(minimum(value = "1"), maximum(value = "1000"))
+    )]
     per_user: Option<i32>,
     /// Mode random: how many in all.
-    #[oai(validator(minimum(value = "1"), maximum(value = "10000000")))]
+    #[oai(
+        skip_serializing_if_is_none,
+        validator(minimum(value = "1"), maximum(value = "10000000"))
+    )]
     total: Option<i32>,
     /// Mode random: how many one person may get at most.
-    #[oai(validator(minimum(value = "1"), maximum(value = "10000000")))]
+    #[oai(
+        skip_serializing_if_is_none,
+        validator(minimum(value = "1"), maximum(value = "10000000"))
+    )]
     max_per_user: Option<i32>,
     /// fail by default.
+    #[oai(skip_serializing_if_is_none)]
     on_shortage: Option<OnShortage>,
     /// Your own seed, 1 to 200 bytes: order and draws follow from it. Without one a random seed is made.
-    #[oai(validator(min_length = 1, max_length = 200))]
+    #[oai(skip_serializing_if_is_none, validator(min_length = 1, max_length = 200))]
     seed: Option<String>,
 }
 
@@ -126,6 +136,21 @@ impl From<&NewDistribution> for Request {
             max_per_user: new.max_per_user,
             on_shortage: new.on_shortage.unwrap_or(OnShortage::Fail).into(),
             seed: new.seed.clone(),
+        }
+    }
+}
+
+impl From<&Request> for NewDistribution {
+    fn from(request: &Request) -> Self {
+        Self {
+            book_id: request.book_id,
+            pool_id: request.pool_id,
+            mode: request.mode.into(),
+            per_user: request.per_user,
+            total: request.total,
+            max_per_user: request.max_per_user,
+            on_shortage: Some(request.on_shortage.into()),
+            seed: request.seed.clone(),
         }
     }
 }

@@ -141,9 +141,9 @@ pub struct ProgressView {
 #[derive(Debug, Object)]
 pub struct JobError {
     /// Stable.
-    code: String,
+    pub(super) code: String,
     /// For people.
-    detail: String,
+    pub(super) detail: String,
 }
 
 /// Where to read on.

@@ -26,6 +26,7 @@ mod people;
 mod plans;
 mod pools;
 mod processes;
+mod proofs;
 mod queue;
 mod races;
 mod readme;

@@ -307,6 +307,7 @@ async fn a_fire_beside_a_job_of_its_schedule_is_left_out_or_waits() {
         scene.service.database.url(),
         &[coupon_core::job::Queue::System],
         &signals,
+        coupon_core::retention::Retention::default(),
     )
     .unwrap();
     dealt_with(scene.pool(), skip).await;

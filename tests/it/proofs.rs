@@ -9,7 +9,7 @@ use coupon_tests::{Client, Service, process, seed};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::pools::seeded_pool;
+use crate::{pools::seeded_pool, truth::until};
 
 async fn done(admin: &Client, path: &str, body: Value) -> Value {
     let job = admin.post(path, body).await.expect(202);
@@ -67,19 +67,25 @@ async fn history(service: &Service, admin: &Client, mode: Value) -> (Uuid, Strin
     .await;
     admin
         .post(
-            &format!("/v1/coupons/void/A0011?book_id={book_id}"),
-            json!({ "reason": "r" }),
+            "/v1/coupons/void/A0011",
+            json!({ "reason": "r", "book_id": book_id }),
         )
         .await;
     for code in [&drawn[0], &drawn[3], &"H1".to_owned()] {
         admin
             .post(
-                &format!("/v1/coupons/revoke/{code}?book_id={book_id}"),
-                json!({ "reason": "r" }),
+                &format!("/v1/coupons/revoke/{code}"),
+                json!({ "reason": "r", "book_id": book_id }),
             )
             .await
             .expect(200);
     }
+    until(
+        service.db.pool(),
+        "those have expired, and are passed over from here on",
+        "SELECT max(expires_at) < now() FROM coupons",
+    )
+    .await;
     let body = json!({ "book_id": book_id, "pool_id": pool_id, "mode": "equal", "per_user": 1 });
     let first = done(admin, "/v1/distributions", body.clone()).await;
     admin.codes(book_id, &codes("B", 30)).await;
@@ -352,8 +358,11 @@ async fn a_history_with_new_epochs_is_accepted_and_what_was_left_cannot_be_chang
         )
         .await;
         for code in given(&job) {
-            let path = format!("/v1/coupons/revoke/{code}?book_id={book_id}");
-            admin.post(&path, json!({ "reason": "r" })).await.expect(200);
+            let path = format!("/v1/coupons/revoke/{code}");
+            admin
+                .post(&path, json!({ "reason": "r", "book_id": book_id }))
+                .await
+                .expect(200);
         }
         epoch = sqlx::query_scalar::<_, i32>("SELECT epoch FROM draw_states WHERE book_id = $1")
             .bind(book_id)
@@ -433,8 +442,8 @@ async fn first_middle_and_last_draws_of_the_service_are_uniform() {
         admin.codes(book_id, &codes("E", 2)).await;
         admin
             .post(
-                &format!("/v1/coupons/revoke/{first}?book_id={book_id}"),
-                json!({ "reason": "r" }),
+                &format!("/v1/coupons/revoke/{first}"),
+                json!({ "reason": "r", "book_id": book_id }),
             )
             .await
             .expect(200);

@@ -144,7 +144,7 @@ async fn deal_with(connection: &mut PgConnection, schedule: &Schedule) -> Result
     };
     let next = settings
         .next(pattern.as_ref(), after.max(fire_at))
-        .filter(|_| !exhausted);
+        .filter(|_| !exhausted && pattern.is_some()); // one time is one fire
     move_on(connection, schedule.id, next).await
 }
 

@@ -500,5 +500,5 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     let pairs = bytes
         .chunks(2)
         .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
-    (bytes.len() % 2 == 0).then(|| pairs.collect())?
+    bytes.len().is_multiple_of(2).then(|| pairs.collect())?
 }

@@ -51,7 +51,7 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
         api_keys, assign, audit, auth, books, codes, coupons, distributions, exports, generate, health, jobs,
-        jobs_admin, me, pools, redemptions, setup, stats, till, users,
+        jobs_admin, me, pools, redemptions, schedules, setup, stats, till, users,
     };
     let endpoints = (
         books::Books { app: app.clone() },
@@ -68,6 +68,7 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         (
             pools::Pools { app: app.clone() },
             distributions::Distributions { app: app.clone() },
+            schedules::Schedules { app: app.clone() },
         ),
         (
             jobs::Jobs { app: app.clone() },

@@ -78,11 +78,7 @@ impl Stand {
             .execute(&pool)
             .await?;
         let key = make_key(&db).await?;
-        let users: Vec<Uuid> = (0..USERS).map(|_| id::new()).collect();
-        sqlx::query("INSERT INTO users (id, email, name) SELECT id, id || '@example.com', 'A user' FROM unnest($1::uuid[]) AS n (id)")
-            .bind(&users)
-            .execute(&pool)
-            .await?;
+        let users = insert_users(&pool, USERS).await?;
         let (service, address) = start_service(binary, &url, dir.path()).await?;
         Ok(Self {
             server,
@@ -104,6 +100,11 @@ impl Stand {
         self.db.close().await;
         self.pool.close().await;
         self.server.stop().await;
+    }
+
+    /// More accounts.
+    pub(crate) async fn more_users(&self, count: usize) -> anyhow::Result<Vec<Uuid>> {
+        insert_users(&self.pool, count).await
     }
 
     /// Ends the service; the database stays.
@@ -168,6 +169,15 @@ impl Stand {
         sqlx::raw_sql("CHECKPOINT").execute(&mut superuser).await?;
         Ok(superuser.close().await?)
     }
+}
+
+async fn insert_users(pool: &PgPool, count: usize) -> anyhow::Result<Vec<Uuid>> {
+    let users: Vec<Uuid> = (0..count).map(|_| id::new()).collect();
+    sqlx::query("INSERT INTO users (id, email, name) SELECT id, id || '@example.com', 'A user' FROM unnest($1::uuid[]) AS n (id)")
+        .bind(&users)
+        .execute(pool)
+        .await?;
+    Ok(users)
 }
 
 async fn make_key(db: &Db) -> anyhow::Result<String> {

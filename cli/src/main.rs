@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod processes;
 mod secrets;
+mod verify_draw;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -59,6 +60,11 @@ enum Command {
         /// Print one JSON object for each check.
         #[arg(long)]
         json: bool,
+    },
+    /// Do the draws of a proof again, offline, and say what does not fit.
+    VerifyDraw {
+        /// What GET /v1/distributions/{id}/proof answered.
+        file: PathBuf,
     },
     /// Print the OpenAPI document.
     Openapi,
@@ -178,6 +184,10 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<ExitCode> {
         Command::Doctor { json } => {
             let well = doctor::run(&settings, json).await;
             return Ok(ExitCode::from(u8::from(!well)));
+        }
+        Command::VerifyDraw { file } => {
+            let fits = verify_draw::run(&file)?;
+            return Ok(ExitCode::from(u8::from(!fits)));
         }
         Command::Openapi => print(&processes::openapi(&settings)?),
         Command::Completions { shell } => {

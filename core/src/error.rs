@@ -320,13 +320,19 @@ codes! {
     /// The time in which a redemption may be rolled back is over.
     RollbackWindowPassed = "rollback_window_passed", Conflict;
 
-    // Pools and distributions
+    // Pools, distributions and schedules
     /// Some of the users do not exist; nobody was added.
     UnknownUsers = "unknown_users", Invalid;
     /// Too few coupons, or too little room for them; nothing was given.
     Shortage = "shortage", Conflict;
     /// Nothing of the distribution can be taken back.
     NothingToUndo = "nothing_to_undo", Conflict;
+    /// The five fields of cron cannot be read, or name no time that ever comes.
+    CronInvalid = "cron_invalid", Invalid;
+    /// This is no IANA time zone.
+    TimeZoneUnknown = "time_zone_unknown", Invalid;
+    /// Seeds are revealed once the book is archived, which is for good.
+    BookNotArchived = "book_not_archived", Conflict;
 
     // Codes, imports and jobs
     /// The pattern cannot be read; `errors` says where and why.

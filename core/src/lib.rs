@@ -23,6 +23,7 @@ pub mod leftovers;
 pub mod metrics;
 pub mod page;
 pub mod pool;
+pub mod proof;
 pub mod rate_limit;
 pub mod retention;
 pub mod schedule;

@@ -119,6 +119,15 @@ const TABLE: &[Row] = &[
     ("GET /v1/distributions/{id}/items", Thing::Distribution, "", ADMIN_ONE),
     // Nothing of it has run yet.
     ("POST /v1/distributions/{id}/undo", Thing::Distribution, "", ["403", "409/409/404", "403", "403", "403", "409/409/404"]),
+    // Its book is not archived, so no seed is revealed.
+    ("GET /v1/distributions/{id}/proof", Thing::Distribution, "", ["403", "409/409/404", "403", "403", "403", "409/409/404"]),
+    ("GET /v1/schedules", Thing::None, "", ADMIN),
+    ("POST /v1/schedules", Thing::Pool, r#"{"name":"S","kind":"distribution","cron":"0 9 * * 1","distribution":{"book_id":"{open}","pool_id":"{id}","mode":"equal","per_user":1}}"#, ["403", "201/201/404", "403", "403", "403", "201/201/404"]),
+    ("GET /v1/schedules/{id}", Thing::Schedule, "", ADMIN_ONE),
+    ("PATCH /v1/schedules/{id}", Thing::Schedule, r#"{"name":"S"}"#, ADMIN_ONE),
+    ("DELETE /v1/schedules/{id}", Thing::Schedule, "", ["403", "204/204/404", "403", "403", "403", "204/204/404"]),
+    ("GET /v1/schedules/{id}/next", Thing::Schedule, "", ADMIN_ONE),
+    ("POST /v1/schedules/{id}/run", Thing::Schedule, "", ["403", "202/202/404", "403", "403", "403", "202/202/404"]),
     ("GET /v1/redemptions", Thing::None, "", ADMIN),
     ("POST /v1/redemptions/{id}/rollback", Thing::Redemption, r#"{"reason":"r"}"#, ["403", "201/201/404", "403", "403", "403", "201/201/404"]),
     ("GET /v1/jobs", Thing::None, "", ["200"; 6]),

@@ -124,15 +124,16 @@ fn hot() -> Vec<Hot> {
             blocks: 4_000,
             ..statement(
                 "assign",
-                "uuid, text[], uuid[], text[], uuid[], uuid[], text[], uuid[], int[]",
+                "uuid, text[], uuid[], text[], uuid[], uuid[], text[], uuid[], int[], bool[]",
                 assign::ASSIGN,
                 format!(
-                    "{BOOK}, '{{{keys}}}', {}, {}, {}, {}, {}, ARRAY[{SOMEBODY}], ARRAY[20]",
+                    "{BOOK}, '{{{keys}}}', {}, {}, {}, {}, {}, ARRAY[{SOMEBODY}], ARRAY[20], {}",
                     twenty(SOMEBODY),
                     twenty("'user'::text"),
                     twenty(SOMEBODY),
                     twenty(SOMEBODY),
                     twenty("NULL::text"),
+                    twenty("false"),
                 ),
                 &["coupons_pkey", "books_pkey"],
             )

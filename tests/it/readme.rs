@@ -39,8 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const BASE: &str = "http://127.0.0.1:8080";
 
 /// Commands of the documents that are not run, and why.
-const EXEMPT: [(&str, &str); 13] = [
+const EXEMPT: [(&str, &str); 15] = [
     ("./x run", "the release build; the same service is started here"),
+    ("./x dev", "the same service as `./x run`, built quickly"),
     ("./x test", "it runs this test"),
     ("./x build", "the release build"),
     ("./x lint", "run by .ci/run"),
@@ -62,6 +63,7 @@ const EXEMPT: [(&str, &str); 13] = [
         "export COUPONBOOK_URL=",
         "needs a service of one's own; cli.rs runs the client commands",
     ),
+    ("cd web", "wants Node; `./x test` runs the tests of web/"),
     ("pg_dump", "needs a database of one's own"),
     ("pg_restore", "needs a database of one's own"),
     ("psql", "needs a database of one's own"),

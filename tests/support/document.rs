@@ -117,7 +117,7 @@ impl Operation {
             Some("jobs" | "exports") => job_id.to_owned(),
             Some("users") => user_id.to_string(),
             Some("api-keys") => key_id.to_owned(),
-            Some("redemptions" | "pools" | "distributions") => Uuid::nil().to_string(), // none
+            Some("redemptions" | "pools" | "distributions" | "schedules") => Uuid::nil().to_string(), // none
             _ => String::new(),
         };
         assert!(

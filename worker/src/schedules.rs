@@ -1,7 +1,7 @@
-//! The clock of the sweeps: apalis-cron ticks in every process, one of them wins each tick.
+//! The clock of the sweeps and of the schedules: apalis-cron ticks in every process, one of them wins each tick.
 //!
 //! Invariant: a tick only enqueues, and the first process to insert the row of (schedule, tick) does; so each tick runs
-//! once however many processes run. A missed tick does not matter: sweeps look at the state of things.
+//! once however many processes run. A missed tick does not matter: what it starts looks at the state of things.
 
 use std::{str::FromStr, time::Duration};
 
@@ -20,11 +20,13 @@ use coupon_core::{
 use tokio::{sync::watch, task::JoinHandle};
 
 /// Name, cron expression (with seconds) and task of each sweep.
-const SWEEPS: [(&str, &str, Payload); 3] = [
+const SWEEPS: [(&str, &str, Payload); 4] = [
     // A lapsed lock is no lock at once; its event follows within one period.
     ("sweep-locks", "*/5 * * * * *", Payload::SweepLocks),
     // Statistics are two periods and a margin behind at most.
     ("roll-up", "3/10 * * * * *", Payload::RollUp),
+    // A fire is at most this late when the service is well.
+    ("fire-schedules", "*/2 * * * * *", Payload::FireSchedules),
     ("sweep-leftovers", "30 */10 * * * *", Payload::SweepLeftovers),
 ];
 

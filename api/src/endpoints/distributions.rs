@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use coupon_core::{
     Error,
     distribution::{self, Distribution, Filter, Item, Reason, Request, create, plan, undo},
+    proof,
 };
 use poem::{IntoResponse, Response};
 use poem_openapi::{
@@ -14,6 +16,7 @@ use poem_openapi::{
     registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
     types::Type,
 };
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
@@ -100,18 +103,28 @@ pub struct NewDistribution {
     pool_id: Uuid,
     mode: Mode,
     /// Modes equal and top_up: how many each gets, or is brought up to.
-    #[oai(validator(minimum(value = "1"), maximum(value = "1000")))]
+    #[oai(
+        skip_serializing_if_is_none,
+        validator(minimum(value = "1"), maximum(value = "1000"))
+    )]
     per_user: Option<i32>,
     /// Mode random: how many in all.
-    #[oai(validator(minimum(value = "1"), maximum(value = "10000000")))]
+    #[oai(
+        skip_serializing_if_is_none,
+        validator(minimum(value = "1"), maximum(value = "10000000"))
+    )]
     total: Option<i32>,
     /// Mode random: how many one person may get at most.
-    #[oai(validator(minimum(value = "1"), maximum(value = "10000000")))]
+    #[oai(
+        skip_serializing_if_is_none,
+        validator(minimum(value = "1"), maximum(value = "10000000"))
+    )]
     max_per_user: Option<i32>,
     /// fail by default.
+    #[oai(skip_serializing_if_is_none)]
     on_shortage: Option<OnShortage>,
     /// Your own seed, 1 to 200 bytes: order and draws follow from it. Without one a random seed is made.
-    #[oai(validator(min_length = 1, max_length = 200))]
+    #[oai(skip_serializing_if_is_none, validator(min_length = 1, max_length = 200))]
     seed: Option<String>,
 }
 
@@ -126,6 +139,21 @@ impl From<&NewDistribution> for Request {
             max_per_user: new.max_per_user,
             on_shortage: new.on_shortage.unwrap_or(OnShortage::Fail).into(),
             seed: new.seed.clone(),
+        }
+    }
+}
+
+impl From<&Request> for NewDistribution {
+    fn from(request: &Request) -> Self {
+        Self {
+            book_id: request.book_id,
+            pool_id: request.pool_id,
+            mode: request.mode.into(),
+            per_user: request.per_user,
+            total: request.total,
+            max_per_user: request.max_per_user,
+            on_shortage: Some(request.on_shortage.into()),
+            seed: request.seed.clone(),
         }
     }
 }
@@ -379,6 +407,35 @@ impl ApiResponse for Distributed {
     }
 }
 
+/// A proof, a piece at a time.
+pub struct ProofDocument(poem::Body);
+
+impl IntoResponse for ProofDocument {
+    fn into_response(self) -> Response {
+        Response::builder().content_type("application/json").body(self.0)
+    }
+}
+
+impl ApiResponse for ProofDocument {
+    fn meta() -> MetaResponses {
+        let content = MetaMediaType {
+            content_type: "application/json",
+            schema: MetaSchemaRef::Inline(Box::new(MetaSchema::new("object"))),
+        };
+        MetaResponses {
+            responses: vec![MetaResponse {
+                description: "The proof, for `couponbook verify-draw`; its members are told in docs/draws.md.",
+                status: Some(200),
+                status_range: None,
+                content: vec![content],
+                headers: Vec::new(),
+            }],
+        }
+    }
+
+    fn register(_registry: &mut Registry) {}
+}
+
 /// The endpoints of distributions.
 pub struct Distributions {
     /// What handlers share.
@@ -476,6 +533,27 @@ impl Distributions {
             |item| (item.place, item.user_id),
             ItemView::from,
         )))
+    }
+
+    /// All that is needed to do the draws of the book and the order of this distribution again, with both seeds; once
+    /// the book is archived, which is for good. `couponbook verify-draw` checks it offline.
+    #[oai(path = "/distributions/:id/proof", method = "get")]
+    async fn proof(&self, auth: Auth, id: Path<Uuid>) -> Result<ProofDocument, Problem> {
+        auth.require_admin()?;
+        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let allowed = proof::write::begin(&mut tx, id.0).await?;
+        let (pieces, received) = mpsc::channel(2);
+        tokio::spawn(async move {
+            if let Err(error) = proof::write::write(&mut tx, &allowed, &pieces).await {
+                tracing::warn!(%error, "a proof was not written to its end");
+                let _ = pieces.send(Err(error)).await; // the answer breaks off
+            }
+        });
+        let stream = futures_util::stream::unfold(received, |mut received| async move {
+            let piece = received.recv().await?;
+            Some((piece.map(Bytes::from).map_err(std::io::Error::other), received))
+        });
+        Ok(ProofDocument(poem::Body::from_bytes_stream(stream)))
     }
 
     /// Undo a distribution: what it gave and is still only assigned goes back into the draw: a job.

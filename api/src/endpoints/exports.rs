@@ -56,7 +56,34 @@ pub struct ExportRequest {
     kind: ExportKind,
     book_id: Uuid,
     /// Only coupons in this state.
+    #[oai(skip_serializing_if_is_none)]
     state: Option<State>,
+}
+
+impl From<&ExportRequest> for NewExport {
+    fn from(request: &ExportRequest) -> Self {
+        Self {
+            book_id: request.book_id,
+            kind: match request.kind {
+                ExportKind::Coupons => export::Kind::Coupons,
+                ExportKind::Redemptions => export::Kind::Redemptions,
+            },
+            state: request.state.map(coupon::State::from),
+        }
+    }
+}
+
+impl From<&NewExport> for ExportRequest {
+    fn from(new: &NewExport) -> Self {
+        Self {
+            book_id: new.book_id,
+            kind: match new.kind {
+                export::Kind::Coupons => ExportKind::Coupons,
+                export::Kind::Redemptions => ExportKind::Redemptions,
+            },
+            state: new.state.map(State::from),
+        }
+    }
 }
 
 /// How a file is sent.
@@ -95,14 +122,7 @@ impl Exports {
                 return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
             }
         };
-        let new = NewExport {
-            book_id: body.book_id,
-            kind: match body.kind {
-                ExportKind::Coupons => export::Kind::Coupons,
-                ExportKind::Redemptions => export::Kind::Redemptions,
-            },
-            state: body.state.map(coupon::State::from),
-        };
+        let new = NewExport::from(&body.value);
         let accepted = create::create(once.tx(), &new, origin(&auth, &request_id)).await;
         let job_id = once.finish_job(accepted).await?;
         jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await

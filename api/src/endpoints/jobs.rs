@@ -143,9 +143,9 @@ pub struct ProgressView {
 #[derive(Debug, Object, Serialize)]
 pub struct JobError {
     /// Stable.
-    code: String,
+    pub(super) code: String,
     /// For people.
-    detail: String,
+    pub(super) detail: String,
 }
 
 /// Where to read on.

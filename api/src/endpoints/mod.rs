@@ -19,6 +19,7 @@ pub mod jobs_admin;
 pub mod me;
 pub mod pools;
 pub mod redemptions;
+pub mod schedules;
 pub mod setup;
 pub mod stats;
 pub mod till;
@@ -54,7 +55,7 @@ pub enum Tag {
     Books,
     /// Coupons: look up, assign, lock, redeem.
     Coupons,
-    /// Sets of people, and giving coupons to them.
+    /// Sets of people, and giving coupons to them, now or by a schedule.
     Pools,
     /// Jobs: poll, cancel, errors.
     Jobs,

@@ -100,13 +100,15 @@ async fn draws(stand: &Stand, book_id: Uuid, count: usize) -> anyhow::Result<Cos
         kind: coupon_core::caller::ActorKind::System,
         id: None,
     };
+    // Somebody else each time, as in a campaign.
+    let users = stand.more_users(count).await?;
     let (mut seconds, mut cpu) = (0.0, 0.0);
     for batch in 0..count / BATCH {
         let requests: Vec<assign::Request> = (0..BATCH)
             .map(|number| {
                 let request = AssignCoupons {
                     book_id,
-                    user_id: stand.users[(batch * BATCH + number) % stand.users.len()],
+                    user_id: users[batch * BATCH + number],
                     wanted: Wanted::Draw(1),
                     actor,
                     as_user: false,

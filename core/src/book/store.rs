@@ -220,7 +220,8 @@ pub async fn list(
 /// Changes a book's settings if it still has the version that `expected` names (any, when `None`); `change` edits them.
 ///
 /// # Errors
-/// `not_found`, `stale`, `validation_failed`, `pattern_invalid`, `invalid_state` (`exact_codes` of a book that has codes).
+/// `not_found`, `stale`, `validation_failed`, `pattern_invalid`, `invalid_state` (`exact_codes` of a book that has codes;
+/// an archived book in use again).
 pub async fn update(
     connection: &mut PgConnection,
     book_id: Uuid,
@@ -256,6 +257,10 @@ pub async fn update(
             "exact_codes is fixed once the book has codes.",
         )
         .into());
+    }
+    if before.settings.status == Status::Archived && settings.status != Status::Archived {
+        // The seed of its draw may have been revealed.
+        return Err(Refusal::new(Code::InvalidState, "The book is archived, which is for good.").into());
     }
     if settings == before.settings {
         return Ok(before);

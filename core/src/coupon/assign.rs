@@ -337,8 +337,8 @@ impl Plan {
 /// What a batch writes: coupons, their events and the allowances, in one statement.
 pub const ASSIGN: &str = concat!(
     "WITH o AS (
-         SELECT * FROM unnest($2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::text[])
-             AS o (code_key, user_id, actor_kind, actor_id, job_id, request_id)),
+         SELECT * FROM unnest($2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::text[], $10::bool[])
+             AS o (code_key, user_id, actor_kind, actor_id, job_id, request_id, given)),
      c AS (
          UPDATE coupons c
          SET state = 'assigned', assigned_user_id = o.user_id, assigned_at = now(), updated_at = now(),
@@ -352,7 +352,9 @@ pub const ASSIGN: &str = concat!(
          INSERT INTO events (book_id, id, actor_kind, actor_id, job_id, kind, code_key, request_id, before, after)
          SELECT $1, uuid_v7(), o.actor_kind, o.actor_id, o.job_id, 'coupon_assigned', c.code_key, o.request_id,
                 '{\"state\": \"unassigned\"}'::jsonb,
-                jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id)
+                -- A proof tells those that were drawn from those that were given by name.
+                CASE WHEN o.given THEN jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id, 'given', true)
+                     ELSE jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id) END
          FROM c JOIN o ON o.code_key = c.code_key),
      counted AS (
          INSERT INTO user_allowances AS a (book_id, user_id, assigned_count)
@@ -372,6 +374,7 @@ struct Writes {
     actors: Vec<Option<Uuid>>,
     jobs: Vec<Uuid>,
     requests: Vec<Option<String>>,
+    given: Vec<bool>,
     added: BTreeMap<Uuid, i32>,
     read: Vec<String>,
 }
@@ -384,6 +387,7 @@ impl Writes {
         self.actors.push(request.actor.id);
         self.jobs.push(job_id);
         self.requests.push(request.request_id.clone());
+        self.given.push(matches!(request.wanted, Wanted::Code(_)));
         *self.added.entry(request.user_id).or_default() += 1;
     }
 
@@ -403,6 +407,7 @@ impl Writes {
                 .bind(self.requests)
                 .bind(users)
                 .bind(added)
+                .bind(self.given)
                 .fetch_all(&mut *connection)
                 .await?;
             if rows.len() != expected {

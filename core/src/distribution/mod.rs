@@ -22,6 +22,7 @@ pub mod undo;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use store::{Filter, find, list, list_items};
@@ -38,7 +39,8 @@ pub const MAX_TOTAL: i32 = 10_000_000;
 const MAX_SEED: usize = 200;
 
 /// Who gets how many.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// The same number each, all or none.
     Equal,
@@ -67,7 +69,8 @@ impl Mode {
 }
 
 /// What happens when there are too few coupons, or too little room for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnShortage {
     /// Nothing is given.
     Fail,
@@ -92,8 +95,8 @@ impl OnShortage {
     }
 }
 
-/// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is asked for; schedules keep it as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// Coupons of which book.
     pub book_id: Uuid,

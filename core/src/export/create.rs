@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// An export to be accepted.
-#[derive(Debug, Clone, Copy)]
+/// An export to be accepted; schedules keep it as JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NewExport {
     /// Of which book.
     pub book_id: Uuid,
@@ -25,18 +25,29 @@ pub struct NewExport {
     pub state: Option<State>,
 }
 
+impl NewExport {
+    /// Checks what one field alone cannot tell.
+    ///
+    /// # Errors
+    /// `validation_failed` (a state of redemptions).
+    pub fn check(&self) -> Result<()> {
+        if self.state.is_some() && self.kind != Kind::Coupons {
+            return Err(Error::invalid(
+                "/state",
+                "not_allowed",
+                "Only coupons have a state; leave it out, or export coupons.",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Accepts an export as a job; the event `exported` says who asked for it.
 ///
 /// # Errors
 /// `not_found` (the book), `validation_failed` (a state of redemptions).
 pub async fn create(connection: &mut PgConnection, new: &NewExport, origin: Origin<'_>) -> Result<Uuid> {
-    if new.state.is_some() && new.kind != Kind::Coupons {
-        return Err(Error::invalid(
-            "/state",
-            "not_allowed",
-            "Only coupons have a state; leave it out, or export coupons.",
-        ));
-    }
+    new.check()?;
     book::find(connection, new.book_id).await?;
     let job = NewJob {
         payload: &Payload::ExportBook,

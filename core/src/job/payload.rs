@@ -34,6 +34,8 @@ pub enum Payload {
     SweepLeftovers,
     /// Add what has happened to the sums of statistics.
     RollUp,
+    /// Start what schedules have due.
+    FireSchedules,
 }
 
 impl Payload {
@@ -48,7 +50,7 @@ impl Payload {
             | Self::UndoDistribution(_)
             | Self::ExportBook
             | Self::GenerateCodes => Queue::Bulk,
-            Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => Queue::System,
+            Self::SweepLocks | Self::SweepLeftovers | Self::RollUp | Self::FireSchedules => Queue::System,
         }
     }
 
@@ -63,7 +65,7 @@ impl Payload {
             Self::UndoDistribution(_) => Some(Kind::UndoDistribution),
             Self::ExportBook => Some(Kind::Export),
             Self::GenerateCodes => Some(Kind::Generate),
-            Self::SweepLocks | Self::SweepLeftovers | Self::RollUp => None,
+            Self::SweepLocks | Self::SweepLeftovers | Self::RollUp | Self::FireSchedules => None,
         }
     }
 }

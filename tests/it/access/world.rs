@@ -46,6 +46,8 @@ pub(super) enum Thing {
     Pool,
     /// A distribution that waits.
     Distribution,
+    /// A schedule.
+    Schedule,
 }
 
 /// Somebody who calls.
@@ -165,6 +167,14 @@ impl World {
                     .as_str()
                     .expect("an id")
                     .to_owned()
+            }
+            Thing::Schedule => {
+                self.coupon(self.open, None).await;
+                let body = json!({ "name": "S", "kind": "distribution", "cron": "0 9 * * 1",
+                    "distribution": { "book_id": self.open, "pool_id": self.pool().await, "mode": "equal", "per_user": 1 } });
+                let admin = &self.callers[1].client;
+                let schedule = admin.post("/v1/schedules", body).await.expect(201);
+                schedule["id"].as_str().expect("an id").to_owned()
             }
             Thing::Redemption => {
                 let code = self.coupon(book_id, Some(owner)).await;

@@ -49,6 +49,7 @@ pub(crate) async fn run(
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
             Some(Payload::SweepLeftovers) => sweeps::leftovers(connection, keep).await,
             Some(Payload::RollUp) => sweeps::roll_up(connection).await,
+            Some(Payload::FireSchedules) => sweeps::schedules(connection).await,
         };
         let outcome = match step {
             Ok(outcome) => outcome,

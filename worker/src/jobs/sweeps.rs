@@ -6,6 +6,7 @@ use coupon_core::{
     job::claim::{Outcome, Step},
     leftovers::sweep_leftovers,
     retention::Retention,
+    schedule::fire,
     stats,
 };
 use sqlx::PgConnection;
@@ -25,6 +26,12 @@ pub(crate) async fn leftovers(connection: &mut PgConnection, keep: &Retention) -
 /// Adds what has happened to the sums of statistics.
 pub(crate) async fn roll_up(connection: &mut PgConnection) -> Result<Outcome, Error> {
     let more = stats::roll_up::roll_up(connection, stats::MARGIN).await?;
+    Ok(again_if(more))
+}
+
+/// Starts what schedules have due.
+pub(crate) async fn schedules(connection: &mut PgConnection) -> Result<Outcome, Error> {
+    let more = fire::step(connection).await?;
     Ok(again_if(more))
 }
 

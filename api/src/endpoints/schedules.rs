@@ -1,0 +1,445 @@
+//! Schedules: make, list, read, change, delete; when they fire next; start one now.
+
+use coupon_core::{
+    Error, db,
+    schedule::{self, Fire, Missed, Overlap, Schedule, Settings, Task, fire},
+};
+use poem_openapi::{
+    Enum, Object, OpenApi,
+    param::{Header, Path, Query},
+    payload::Json,
+};
+use uuid::Uuid;
+
+use super::{
+    NoContent, Tag, check_time,
+    distributions::NewDistribution,
+    exports::ExportRequest,
+    jobs::{self, JobError, JobReply},
+    origin,
+};
+use crate::{
+    Body, Nullable, Problem, RequestId,
+    app::App,
+    auth::Auth,
+    etag,
+    lists::{Limit, Page, decode_cursor},
+    once::{self, Begun, IdempotencyKey, Once},
+    reply::Reply,
+    time::Time,
+};
+
+/// Fires that are previewed if the client does not say.
+const PREVIEWED: u32 = 10;
+
+/// What a schedule starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// A distribution.
+    Distribution,
+    /// An export.
+    Export,
+}
+
+/// What becomes of fires that nobody was there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename = "Missed", rename_all = "snake_case")]
+pub enum MissedRule {
+    /// None of them happens.
+    Skip,
+    /// One happens for all of them.
+    RunOnce,
+}
+
+/// What becomes of a fire while an earlier job of the schedule is not at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename = "Overlap", rename_all = "snake_case")]
+pub enum OverlapRule {
+    /// It does not happen.
+    Skip,
+    /// It waits for that end.
+    Queue,
+}
+
+impl From<MissedRule> for Missed {
+    fn from(rule: MissedRule) -> Self {
+        match rule {
+            MissedRule::Skip => Self::Skip,
+            MissedRule::RunOnce => Self::RunOnce,
+        }
+    }
+}
+
+impl From<OverlapRule> for Overlap {
+    fn from(rule: OverlapRule) -> Self {
+        match rule {
+            OverlapRule::Skip => Self::Skip,
+            OverlapRule::Queue => Self::Queue,
+        }
+    }
+}
+
+/// A schedule to be made.
+#[derive(Debug, Object)]
+pub struct NewSchedule {
+    /// For people.
+    #[oai(validator(min_length = 1, max_length = 200))]
+    name: String,
+    kind: ScheduleKind,
+    /// Kind distribution: what is given each time. A seed only with run_at.
+    distribution: Option<NewDistribution>,
+    /// Kind export: what is exported each time.
+    export: Option<ExportRequest>,
+    /// The one time at which it fires.
+    run_at: Option<Time>,
+    /// Instead of run_at: minute, hour, day of the month, month, day of the week.
+    #[oai(validator(max_length = 200))]
+    cron: Option<String>,
+    /// IANA name, in whose clock cron is read; UTC by default.
+    #[oai(validator(max_length = 100))]
+    time_zone: Option<String>,
+    /// skip by default.
+    missed: Option<MissedRule>,
+    /// skip by default.
+    overlap: Option<OverlapRule>,
+    /// From this on it does not fire.
+    ends_at: Option<Time>,
+    /// Whether it rests; false by default.
+    paused: Option<bool>,
+}
+
+/// A change of a schedule: what is absent stays. Setting run_at takes cron's place, and the other way round.
+#[derive(Debug, Object)]
+pub struct ScheduleChange {
+    /// For people.
+    #[oai(validator(min_length = 1, max_length = 200))]
+    name: Option<String>,
+    /// Kind distribution: what is given each time.
+    distribution: Option<NewDistribution>,
+    /// Kind export: what is exported each time.
+    export: Option<ExportRequest>,
+    /// The one time at which it fires.
+    run_at: Option<Time>,
+    /// Minute, hour, day of the month, month, day of the week.
+    #[oai(validator(max_length = 200))]
+    cron: Option<String>,
+    /// IANA name.
+    #[oai(validator(max_length = 100))]
+    time_zone: Option<String>,
+    missed: Option<MissedRule>,
+    overlap: Option<OverlapRule>,
+    /// From this on it does not fire.
+    ends_at: Option<Time>,
+    /// Whether it rests. Fires whose time comes meanwhile do not happen.
+    paused: Option<bool>,
+}
+
+/// What became of a fire.
+#[derive(Debug, Object)]
+#[oai(rename = "ScheduleFire")]
+pub struct FireView {
+    /// The time that the schedule names; of one that was started by hand, when it was.
+    fire_at: Time,
+    /// When it was dealt with.
+    fired_at: Time,
+    /// started, refused, overlapped (an earlier job was not at its end) or missed (nobody was there).
+    outcome: String,
+    /// Whether somebody asked for it.
+    by_hand: bool,
+    /// The job that it started.
+    job_id: Nullable<Uuid>,
+    /// Why it was refused.
+    error: Nullable<JobError>,
+}
+
+impl From<Fire> for FireView {
+    fn from(fire: Fire) -> Self {
+        Self {
+            fire_at: fire.fire_at.into(),
+            fired_at: fire.fired_at.into(),
+            outcome: fire.outcome,
+            by_hand: fire.by_hand,
+            job_id: fire.job_id.into(),
+            error: fire.error.map(|(code, detail)| JobError { code, detail }).into(),
+        }
+    }
+}
+
+/// A schedule.
+#[derive(Debug, Object)]
+#[oai(rename = "Schedule")]
+pub struct ScheduleView {
+    /// UUIDv7.
+    pub id: Uuid,
+    name: String,
+    kind: ScheduleKind,
+    /// What is given each time.
+    distribution: Nullable<NewDistribution>,
+    /// What is exported each time.
+    export: Nullable<ExportRequest>,
+    run_at: Nullable<Time>,
+    cron: Nullable<String>,
+    time_zone: String,
+    missed: MissedRule,
+    overlap: OverlapRule,
+    ends_at: Nullable<Time>,
+    paused: bool,
+    /// Null when it is paused or over.
+    next_fire_at: Nullable<Time>,
+    last_fire: Nullable<FireView>,
+    created_by: Uuid,
+    created_at: Time,
+    updated_at: Time,
+}
+
+impl From<Schedule> for ScheduleView {
+    fn from(schedule: Schedule) -> Self {
+        let settings = schedule.settings;
+        let (kind, distribution, export) = match &settings.task {
+            Task::Distribution(request) => (ScheduleKind::Distribution, Some(request.into()), None),
+            Task::Export(new) => (ScheduleKind::Export, None, Some(new.into())),
+        };
+        Self {
+            id: schedule.id,
+            name: settings.name,
+            kind,
+            distribution: distribution.into(),
+            export: export.into(),
+            run_at: settings.run_at.into(),
+            cron: settings.cron.into(),
+            time_zone: settings.time_zone,
+            missed: match settings.missed {
+                Missed::Skip => MissedRule::Skip,
+                Missed::RunOnce => MissedRule::RunOnce,
+            },
+            overlap: match settings.overlap {
+                Overlap::Skip => OverlapRule::Skip,
+                Overlap::Queue => OverlapRule::Queue,
+            },
+            ends_at: settings.ends_at.into(),
+            paused: settings.paused,
+            next_fire_at: schedule.next_fire_at.into(),
+            last_fire: schedule.last_fire.map(FireView::from).into(),
+            created_by: schedule.created_by,
+            created_at: schedule.created_at.into(),
+            updated_at: schedule.updated_at.into(),
+        }
+    }
+}
+
+/// The next fires of a schedule.
+#[derive(Debug, Object)]
+pub struct NextFires {
+    /// In order; fewer than asked for when the schedule ends before.
+    data: Vec<Time>,
+}
+
+fn missing(pointer: &str) -> Problem {
+    Problem::field(
+        pointer,
+        "required",
+        "A schedule of this kind says what it starts.",
+    )
+}
+
+fn unexpected(pointer: &str) -> Error {
+    Error::invalid(pointer, "unexpected", "A schedule of the other kind has this.")
+}
+
+impl NewSchedule {
+    fn settings(self) -> Result<Settings, Problem> {
+        let task = match (self.kind, &self.distribution, &self.export) {
+            (ScheduleKind::Distribution, Some(body), None) => Task::Distribution(body.into()),
+            (ScheduleKind::Export, None, Some(body)) => Task::Export(body.into()),
+            (ScheduleKind::Distribution, None, _) => return Err(missing("/distribution")),
+            (ScheduleKind::Export, _, None) => return Err(missing("/export")),
+            (ScheduleKind::Distribution, ..) => return Err(unexpected("/export").into()),
+            (ScheduleKind::Export, ..) => return Err(unexpected("/distribution").into()),
+        };
+        Ok(Settings {
+            name: self.name,
+            task,
+            run_at: check_time("/run_at", self.run_at)?,
+            cron: self.cron,
+            time_zone: self.time_zone.unwrap_or_else(|| "UTC".to_owned()),
+            missed: self.missed.map_or(Missed::Skip, Missed::from),
+            overlap: self.overlap.map_or(Overlap::Skip, Overlap::from),
+            ends_at: check_time("/ends_at", self.ends_at)?,
+            paused: self.paused.unwrap_or(false),
+        })
+    }
+}
+
+impl ScheduleChange {
+    fn apply(self, settings: &mut Settings) -> Result<(), Error> {
+        if self.run_at.is_some() && self.cron.is_some() {
+            let detail = "A schedule has one of run_at and cron.";
+            return Err(Error::invalid("/cron", "unexpected", detail));
+        }
+        if let Some(name) = self.name {
+            settings.name = name;
+        }
+        match (&mut settings.task, self.distribution, self.export) {
+            (_, None, None) => {}
+            (Task::Distribution(request), Some(body), None) => *request = (&body).into(),
+            (Task::Export(new), None, Some(body)) => *new = (&body).into(),
+            (Task::Distribution(_), ..) => return Err(unexpected("/export")),
+            (Task::Export(_), ..) => return Err(unexpected("/distribution")),
+        }
+        if let Some(Time(run_at)) = self.run_at {
+            (settings.run_at, settings.cron) = (Some(run_at), None);
+        }
+        if let Some(cron) = self.cron {
+            (settings.run_at, settings.cron) = (None, Some(cron));
+        }
+        if let Some(time_zone) = self.time_zone {
+            settings.time_zone = time_zone;
+        }
+        if let Some(missed) = self.missed {
+            settings.missed = missed.into();
+        }
+        if let Some(overlap) = self.overlap {
+            settings.overlap = overlap.into();
+        }
+        if let Some(Time(ends_at)) = self.ends_at {
+            settings.ends_at = Some(ends_at);
+        }
+        if let Some(paused) = self.paused {
+            settings.paused = paused;
+        }
+        Ok(())
+    }
+}
+
+/// The endpoints of schedules.
+pub struct Schedules {
+    /// What handlers share.
+    pub app: App,
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Pools")]
+impl Schedules {
+    /// Make a schedule: something to be started at one time, or again and again.
+    #[oai(path = "/schedules", method = "post")]
+    async fn create(
+        &self,
+        auth: Auth,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        body: Body<NewSchedule>,
+    ) -> Result<Reply<ScheduleView, 201>, Problem> {
+        auth.require_admin()?;
+        let hash = *body.hash();
+        let settings = body.value.settings()?;
+        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(&hash)).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return Ok(once::again(answer)?.tagged(etag::tag(1))),
+        };
+        let made = schedule::insert(once.tx(), &settings, auth.actor()).await;
+        let reply = once
+            .finish(made.map(ScheduleView::from), |schedule| {
+                Some(format!("/v1/schedules/{}", schedule.id))
+            })
+            .await?;
+        Ok(reply.tagged(etag::tag(1)))
+    }
+
+    /// List schedules, newest first.
+    #[oai(path = "/schedules", method = "get")]
+    async fn list(
+        &self,
+        auth: Auth,
+        limit: Query<Limit>,
+        cursor: Query<Option<String>>,
+    ) -> Result<Json<Page<ScheduleView>>, Problem> {
+        auth.require_admin()?;
+        let after: Option<Uuid> = decode_cursor("schedules", cursor.0.as_deref())?;
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let page = schedule::list(&mut connection, after, limit.rows()).await?;
+        Ok(Json(Page::of(page, "schedules", |it| it.id, ScheduleView::from)))
+    }
+
+    /// Read a schedule; its ETag goes into If-Match of a change. Fires do not change the ETag.
+    #[oai(path = "/schedules/:id", method = "get")]
+    async fn read(&self, auth: Auth, id: Path<Uuid>) -> Result<Reply<ScheduleView>, Problem> {
+        auth.require_admin()?;
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let (schedule, _) = schedule::find(&mut connection, id.0).await?;
+        let tag = etag::tag(schedule.version);
+        Ok(Reply::new(&ScheduleView::from(schedule)).tagged(tag))
+    }
+
+    /// Change a schedule, pause it or let it go on.
+    #[oai(path = "/schedules/:id", method = "patch")]
+    async fn change(
+        &self,
+        auth: Auth,
+        id: Path<Uuid>,
+        #[oai(name = "If-Match")] if_match: Header<Option<String>>,
+        body: Body<ScheduleChange>,
+    ) -> Result<Reply<ScheduleView>, Problem> {
+        auth.require_admin()?;
+        let change = body.value;
+        check_time("/run_at", change.run_at)?;
+        check_time("/ends_at", change.ends_at)?;
+        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let (before, _) = schedule::find(&mut tx, id.0).await?;
+        etag::check(if_match.0.as_deref(), before.version)?;
+        let expected = if_match.0.is_some().then_some(before.version);
+        let changed = schedule::update(&mut tx, id.0, expected, |settings| change.apply(settings)).await?;
+        db::commit(tx).await.map_err(Error::from)?;
+        let tag = etag::tag(changed.version);
+        Ok(Reply::new(&ScheduleView::from(changed)).tagged(tag))
+    }
+
+    /// Delete a schedule. What it has started goes on.
+    #[oai(path = "/schedules/:id", method = "delete")]
+    async fn delete(&self, auth: Auth, id: Path<Uuid>) -> Result<NoContent, Problem> {
+        auth.require_admin()?;
+        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        schedule::delete(&mut tx, id.0).await?;
+        db::commit(tx).await.map_err(Error::from)?;
+        Ok(NoContent::Done)
+    }
+
+    /// When a schedule fires next: `n` times (10 by default). Of a paused one, when it would if it went on now.
+    #[oai(path = "/schedules/:id/next", method = "get")]
+    async fn next(
+        &self,
+        auth: Auth,
+        id: Path<Uuid>,
+        #[oai(validator(minimum(value = "1"), maximum(value = "100")))] n: Query<Option<u32>>,
+    ) -> Result<Json<NextFires>, Problem> {
+        auth.require_admin()?;
+        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let (schedule, now) = schedule::find(&mut connection, id.0).await?;
+        let count = usize::try_from(n.0.unwrap_or(PREVIEWED)).unwrap_or(0);
+        let fires = schedule.preview(now, count)?;
+        Ok(Json(NextFires {
+            data: fires.into_iter().map(Time::from).collect(),
+        }))
+    }
+
+    /// Start what a schedule is for now, beside its own fires: a job. A paused schedule can be started, too.
+    #[oai(path = "/schedules/:id/run", method = "post")]
+    async fn run(
+        &self,
+        auth: Auth,
+        request_id: RequestId,
+        id: Path<Uuid>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
+    ) -> Result<JobReply, Problem> {
+        auth.require_admin()?;
+        let app = &self.app;
+        app.depth().admit()?;
+        let prefer = prefer.0.as_deref();
+        let mut once = match Once::begin(app, app.db(), &auth, key, None).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return jobs::replay(app, &auth, answer, prefer).await,
+        };
+        let started = fire::run_now(once.tx(), id.0, origin(&auth, &request_id)).await;
+        let job_id = once.finish_job(started).await?;
+        jobs::reply(app, &auth, job_id, prefer, false).await
+    }
+}

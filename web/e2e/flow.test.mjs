@@ -1,5 +1,6 @@
 // The classic demo by clicks, and what goes wrong on the way.
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import { after, before, describe, test } from 'node:test'
 import { ADMIN, HOLDER, browser, csv, open, service, shot } from './harness.mjs'
 
@@ -30,11 +31,8 @@ async function hold(page) {
 describe('the classic demo', () => {
   test('from signing in to a redemption in nine clicks', async () => {
     const { api } = running
-    const canDistribute = api.has('/v1/distributions')
-    if (canDistribute) {
-      const pool = await api.send('POST', '/v1/pools', { name: 'Newsletter' })
-      await api.send('POST', `/v1/pools/${pool.id}/members`, { user_ids: [mia.id] })
-    }
+    const pool = await api.send('POST', '/v1/pools', { name: 'Newsletter' })
+    await api.send('POST', `/v1/pools/${pool.id}/members`, { user_ids: [mia.id] })
     const { page, click, counted, check, signIn } = await open(chrome, running)
     await signIn(ADMIN)
     await click(page.getByRole('link', { name: 'New book' }).first())
@@ -46,18 +44,12 @@ describe('the classic demo', () => {
     await page.getByText('200 codes are in spring sale now.').waitFor()
     await shot(page, 'import')
     const bookId = /books\/([^/]+)/.exec(page.url())[1]
-    if (canDistribute) {
-      await click(page.getByRole('link', { name: 'Distribute these' }))
-      await click(page.getByRole('button', { name: 'Assign one code to one person' }))
-      await page.getByText('completed', { exact: true }).waitFor()
-      assert.ok(counted.clicks <= 6, `${counted.clicks} clicks to distributed`)
-      await click(page.getByRole('link', { name: 'View as user' }).first())
-    } else {
-      await api.assign(bookId, mia.id)
-      await click(page.getByLabel(/^Account of/))
-      await click(page.getByRole('button', { name: 'View as user' }))
-      await click(page.getByRole('option', { name: /Mia Holder/ }))
-    }
+    await click(page.getByRole('link', { name: 'Distribute these' }))
+    await click(page.getByRole('button', { name: 'Assign one code to one person' }))
+    await page.getByText('completed', { exact: true }).waitFor()
+    console.log(`# clicks from signing in to distributed: ${counted.clicks}`)
+    assert.ok(counted.clicks <= 6, `${counted.clicks} clicks to distributed`)
+    await click(page.getByRole('link', { name: 'View as user' }).first())
     await page.getByText('You act for Mia Holder').waitFor()
     await click(page.getByRole('button', { name: /^Use now/ }))
     await page.getByRole('timer').waitFor()
@@ -68,6 +60,41 @@ describe('the classic demo', () => {
     const stats = await api.send('GET', `/v1/books/${bookId}/stats`)
     assert.deepEqual([stats.redeemed, stats.total], [1, 200])
     console.log(`# clicks from signing in to redeemed: ${counted.clicks}`)
+    check()
+  })
+
+  test('codes are made by a pattern, with advice while one types, and leave as a file', async () => {
+    const { api } = running
+    const book = await api.book({ name: 'Made here' })
+    const { page, check, signIn, click } = await open(chrome, running)
+    await signIn(ADMIN)
+    await page.goto(`/books/${book.id}/generate`)
+    const make = page.getByRole('button', { name: /^Generate [\d,]+ codes$/ })
+    await page.getByText('Odds of a hit').waitFor()
+    await page.getByLabel('How many').fill('500')
+    await page.getByLabel('Pattern', { exact: true }).fill('CB-##')
+    await page.getByText('they could be guessed').waitFor()
+    assert.ok(await make.isDisabled(), 'codes that can be guessed are not made')
+    await shot(page, 'generate-small')
+    await page.getByLabel('Pattern', { exact: true }).fill('CB-****-****\\')
+    await page.locator('[aria-invalid=true]').waitFor()
+    await page.getByLabel('Pattern', { exact: true }).fill('CB-****-****')
+    await page.locator('code', { hasText: /^CB-[2-9A-Z]{4}-[2-9A-Z]{4,5}$/ }).first().waitFor()
+    await shot(page, 'generate')
+    await click(make)
+    await page.getByText('succeeded', { exact: true }).first().waitFor()
+    await shot(page, 'generated')
+    assert.equal((await api.send('GET', `/v1/books/${book.id}/stats`)).total, 500)
+    await click(page.getByRole('main').getByRole('link', { name: 'Book', exact: true }))
+    await click(page.getByRole('button', { name: 'Export' }))
+    await shot(page, 'exporting')
+    await click(page.getByRole('link', { name: 'Export' }).first())
+    const [file] = await Promise.all([page.waitForEvent('download'), click(page.getByRole('button', { name: 'Download', exact: true }))])
+    await shot(page, 'exported')
+    const rows = readFileSync(await file.path(), 'utf8').trimEnd().split('\r\n')
+    assert.match(file.suggestedFilename(), /\.csv$/)
+    assert.match(rows[0], /^code,state,/)
+    assert.equal(new Set(rows.slice(1).map((row) => row.split(',')[0]).filter((code) => /^CB-/.test(code))).size, 500)
     check()
   })
 

@@ -5,6 +5,7 @@
  */
 import { fetchAs, type Schemas } from './client'
 import type { NewDistribution } from './distributions'
+import type { NewExport } from './exports'
 import { problemOf } from './problem'
 
 type Query = Record<string, string | number | boolean | undefined | null>
@@ -22,28 +23,6 @@ async function call<T>(method: string, path: string, options: { query?: Query; b
   const response = await fetchAs(new Request(url, { method, headers, body: options.body === undefined ? undefined : JSON.stringify(options.body) }))
   if (!response.ok) throw await problemOf(response)
   return (response.status === 204 ? undefined : await response.json()) as T
-}
-
-// --- generating
-export interface Pattern {
-  pattern: string
-  alphabet?: string
-  check?: boolean
-  count: number
-}
-export interface Preview {
-  space: number | string
-  density: number
-  guess_odds: number | string
-  sample: string[]
-  ok: boolean
-  needed_length?: number | null
-  /** What to mind, for people. */
-  warning?: string | null
-}
-export const codes = {
-  preview: (bookId: string, pattern: Pattern) => call<Preview>('POST', `/v1/books/${bookId}/codes/preview`, { body: pattern }),
-  generate: (bookId: string, wanted: Partial<Pattern> & { count: number; expires_at?: string }) => call<Job>('POST', `/v1/books/${bookId}/codes/generate`, { body: wanted }),
 }
 
 // --- schedules
@@ -77,17 +56,6 @@ export const schedules = {
   remove: (id: string) => call<void>('DELETE', `/v1/schedules/${id}`),
   next: (id: string) => call<{ data?: unknown[] } | unknown[]>('GET', `/v1/schedules/${id}/next`, { query: { n: 10 } }),
   run: (id: string) => call<Job>('POST', `/v1/schedules/${id}/run`, { body: {} }),
-}
-
-// --- exports
-export interface NewExport {
-  kind: 'coupons' | 'redemptions'
-  book_id: string
-  state?: string
-}
-export const exportsOf = {
-  create: (wanted: NewExport) => call<Job>('POST', '/v1/exports', { body: wanted }),
-  file: (id: string) => `/v1/exports/${id}/file`,
 }
 
 // --- webhooks and the audit chain

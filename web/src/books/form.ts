@@ -1,6 +1,9 @@
 /** The settings of a book as a form holds them: text where a field may be empty. */
 import type { Schemas } from '@/api/client'
 
+/** A book as administrators get it: with every member. */
+export type WholeBook = Required<Schemas['Book']>
+
 export interface BookForm {
   name: string
   description: string
@@ -48,7 +51,7 @@ export function fromLocal(local: string, zone: string): string | undefined {
   return new Date(guess).toISOString()
 }
 
-export function fromBook(book: Schemas['Book']): BookForm {
+export function fromBook(book: WholeBook): BookForm {
   return {
     ...emptyForm(), ...pick(book),
     max_assignments_per_user: book.max_assignments_per_user ?? '',
@@ -59,7 +62,7 @@ export function fromBook(book: Schemas['Book']): BookForm {
   }
 }
 
-function pick(book: Schemas['Book']) {
+function pick(book: WholeBook) {
   const { name, description, status, redemptions_per_coupon, require_lock, lock_seconds, lock_renewals, self_service, exact_codes, rollback_days, time_zone } = book
   return { name, description, status, redemptions_per_coupon, require_lock, lock_seconds, lock_renewals, self_service, exact_codes, rollback_days, time_zone }
 }
@@ -80,7 +83,7 @@ export function toBody(form: BookForm): Schemas['NewBook'] {
 }
 
 /** The body of the PATCH: what was emptied is named, since a null means absent. */
-export function toChange(form: BookForm, before: Schemas['Book']): Schemas['BookChange'] {
+export function toChange(form: BookForm, before: WholeBook): Schemas['BookChange'] {
   const change: Schemas['BookChange'] = toBody(form)
   const clearable = ['max_assignments_per_user', 'max_redemptions_per_user', 'starts_at', 'ends_at', 'valid_days_after_assignment'] as const
   const clear = clearable.filter((member) => change[member] === undefined && before[member] !== null)

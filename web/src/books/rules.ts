@@ -3,7 +3,8 @@ import { useI18n } from 'vue-i18n'
 import type { Schemas } from '@/api/client'
 import { day, duration, number } from '@/ui/format'
 
-type Rules = Partial<Schemas['Book']>
+/** Of a book that is there, or of one that is still a form. */
+type Rules = Schemas['Book'] | Schemas['NewBook']
 
 export function useRules() {
   const { t } = useI18n()

@@ -66,7 +66,7 @@ describe('the classic demo', () => {
   test('codes are made by a pattern, with advice while one types, and leave as a file', async () => {
     const { api } = running
     const book = await api.book({ name: 'Made here' })
-    const { page, check, signIn, click } = await open(chrome, running)
+    const { page, check, signIn, click } = await open(chrome, running, { allow: [/422/] })
     await signIn(ADMIN)
     await page.goto(`/books/${book.id}/generate`)
     const make = page.getByRole('button', { name: /^Generate [\d,]+ codes$/ })

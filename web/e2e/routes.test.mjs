@@ -40,11 +40,13 @@ after(async () => {
   await running?.stop()
 })
 
-for (const [look, options] of [['light', {}], ['dark', { dark: true }], ['360', { width: 360, height: 740 }]]) {
-  describe(look, () => {
-    test('every route of an administrator', async () => {
+// Side by side: most of the time is waiting for pages to become quiet.
+describe('every route of an administrator', { concurrency: true }, () => {
+  for (const [look, options] of [['light', {}], ['dark', { dark: true }], ['360', { width: 360, height: 740 }]]) {
+    test(look, async () => {
       const { page, signIn, check } = await open(chrome, running, options)
       await page.goto('/sign-in')
+      await page.getByLabel('E-mail').waitFor()
       assert.deepEqual(await unaccessible(page), [], 'sign-in')
       await shot(page, `sign-in-${look}`)
       await signIn(ADMIN)
@@ -60,8 +62,8 @@ for (const [look, options] of [['light', {}], ['dark', { dark: true }], ['360', 
       assert.deepEqual(found, {})
       check()
     })
-  })
-}
+  }
+})
 
 test('a page is served with a strict policy, its files for ever', async () => {
   const page = await fetch(`${running.url}/books`, { headers: { accept: 'text/html' } })

@@ -4,8 +4,6 @@
  * which the screens show as it is.
  */
 import { fetchAs, type Schemas } from './client'
-import type { NewDistribution } from './distributions'
-import type { NewExport } from './exports'
 import { problemOf } from './problem'
 
 type Query = Record<string, string | number | boolean | undefined | null>
@@ -23,39 +21,6 @@ async function call<T>(method: string, path: string, options: { query?: Query; b
   const response = await fetchAs(new Request(url, { method, headers, body: options.body === undefined ? undefined : JSON.stringify(options.body) }))
   if (!response.ok) throw await problemOf(response)
   return (response.status === 204 ? undefined : await response.json()) as T
-}
-
-// --- schedules
-export interface NewSchedule {
-  name: string
-  kind: 'distribution' | 'export'
-  distribution?: NewDistribution
-  export?: NewExport
-  run_at?: string
-  cron?: string
-  time_zone: string
-  missed: 'skip' | 'run_once'
-  overlap: 'skip' | 'queue'
-  ends_at?: string
-  paused?: boolean
-}
-export interface Schedule extends Omit<NewSchedule, 'run_at' | 'cron' | 'ends_at'> {
-  id: string
-  run_at: string | null
-  cron: string | null
-  ends_at: string | null
-  paused: boolean
-  next_fire_at: string | null
-  last_fire: unknown
-}
-export const schedules = {
-  list: (cursor?: string) => call<Page<Schedule>>('GET', '/v1/schedules', { query: { cursor } }),
-  get: (id: string) => call<Schedule>('GET', `/v1/schedules/${id}`),
-  create: (schedule: NewSchedule) => call<Schedule>('POST', '/v1/schedules', { body: schedule }),
-  change: (id: string, change: Partial<NewSchedule>) => call<Schedule>('PATCH', `/v1/schedules/${id}`, { body: change }),
-  remove: (id: string) => call<void>('DELETE', `/v1/schedules/${id}`),
-  next: (id: string) => call<{ data?: unknown[] } | unknown[]>('GET', `/v1/schedules/${id}/next`, { query: { n: 10 } }),
-  run: (id: string) => call<Job>('POST', `/v1/schedules/${id}/run`, { body: {} }),
 }
 
 // --- webhooks and the audit chain

@@ -242,8 +242,8 @@ async fn the_commands_of_the_documents_do_what_they_promise() {
     let (_, jobs) = rest.split_once("\n\n").unwrap();
     let assign = format!("{assign}\n");
     let outputs = demo.run(&[assign.clone(), assign, format!("{jobs}\n")]).await;
-    keep("\"assigned\":1 … \"state\":\"succeeded\"", &outputs[0]);
-    keep("\"assigned\":1 … \"state\":\"succeeded\"", &outputs[1]);
+    keep("\"state\":\"succeeded\" … \"assigned\":1", &outputs[0]);
+    keep("\"state\":\"succeeded\" … \"assigned\":1", &outputs[1]);
     keep("\"state\":\"partially_succeeded\"", &outputs[2]);
 
     // The README shows the greeting as it is, but for the address and the key.

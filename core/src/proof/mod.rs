@@ -2,7 +2,7 @@
 //!
 //! Invariant: [`verify`] asks nothing but the document. The seed of a book is in none before the book is archived, which
 //! is for good: nothing is drawn from it any more. What a proof shows, and what it cannot, is argued in docs/draws.md.
-//! The document is written by [`write`], a part at a time, and its shape is [`Proof`].
+//! The document is written by [`mod@write`], a part at a time, and its shape is [`Proof`].
 
 pub mod verify;
 pub mod write;

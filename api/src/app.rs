@@ -19,7 +19,7 @@ use crate::{intake::Intake, rate_limit::RateLimiter};
 
 /// Connections for what callers look up in groups: one group of each sort is under way at a time. They have connections of
 /// their own, so that none waits for a connection that another of the same request holds.
-const SHARED_LOOKS: u32 = 4;
+const SHARED_LOOKS: u32 = 5; // sessions, keys, jobs, holders, and the ends that are waited for
 
 /// The share of connections that locks and redemptions have to themselves: a shopper waits for them.
 const TILL_SHARE: u32 = 3;

@@ -37,6 +37,15 @@ pub use http::Client;
 /// The signing secret of tests.
 pub const SECRET: &str = "a secret of tests, long enough for HMAC-SHA-256";
 
+/// How large a test of faults is: `short` in `./x test`, `full` in `./x crash`, which sets `COUPONBOOK_FULL`.
+pub fn size<T>(short: T, full: T) -> T {
+    if std::env::var_os("COUPONBOOK_FULL").is_some() {
+        full
+    } else {
+        short
+    }
+}
+
 /// An empty, migrated database.
 pub async fn database() -> TestDatabase {
     let template = format!("couponbook_{}", db::schema_fingerprint());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use coupon_core::{
     config::Settings,
+    coupon::locate::{self, InBook, Located},
     db::{Db, Role},
     error::StoreError,
     group::Group,
@@ -19,7 +20,7 @@ use crate::{intake::Intake, rate_limit::RateLimiter};
 
 /// Connections for what callers look up in groups: one group of each sort is under way at a time. They have connections of
 /// their own, so that none waits for a connection that another of the same request holds.
-const SHARED_LOOKS: u32 = 5; // sessions, keys, jobs, holders, and the ends that are waited for
+const SHARED_LOOKS: u32 = 7; // sessions, keys, jobs, coupons, holders, accepted assignments, and the ends that are waited for
 
 /// The share of connections that locks and redemptions have to themselves: a shopper waits for them.
 const TILL_SHARE: u32 = 3;
@@ -42,6 +43,7 @@ struct Inner {
     waiters: Waiters,
     jobs: Group<Uuid, Option<Job>>,
     intake: Intake,
+    coupons: Group<InBook, Option<Located>>,
     disabled: Group<Uuid, bool>,
     depth: Depth,
     exposition: Exposition,
@@ -73,12 +75,12 @@ impl App {
                 .max(2),
         )?;
         let till = Db::connect(url, Role::Api, till_size)?;
-        let looks = Db::connect(url, Role::Api, SHARED_LOOKS)?;
+        let looks = Db::connect(url, Role::Look, SHARED_LOOKS)?;
         metrics::watch_pool("api", &db);
         metrics::watch_pool("till", &till);
         metrics::watch_pool("looks", &looks);
         let waiters = Waiters::start(looks.clone(), &signals);
-        let (of_jobs, of_users) = (looks.clone(), looks.clone());
+        let (of_jobs, of_users, of_coupons) = (looks.clone(), looks.clone(), looks.clone());
         Ok(Self {
             inner: Arc::new(Inner {
                 sealer: Sealer::new(&keys.derive("idempotency-seal")),
@@ -94,7 +96,8 @@ impl App {
                 max_upload_bytes: settings.max_upload_bytes,
                 depth: Depth::new(db.clone(), settings.queue_limit),
                 jobs: Group::start(move |ids| ledger::find_all(of_jobs.clone(), ids)),
-                intake: Intake::start(db.clone(), signals.clone()),
+                intake: Intake::start(looks.clone(), signals.clone()),
+                coupons: Group::start(move |asked| locate::in_books(of_coupons.clone(), asked)),
                 disabled: Group::start(move |users| user::are_disabled(of_users.clone(), users)),
                 exposition: Exposition::new(db.clone()),
                 metrics_here: settings.metrics_listen.is_none(),
@@ -150,6 +153,11 @@ impl App {
     /// The intake of assignments.
     pub fn intake(&self) -> &Intake {
         &self.inner.intake
+    }
+
+    /// Coupons by code and book.
+    pub fn coupons(&self) -> &Group<InBook, Option<Located>> {
+        &self.inner.coupons
     }
 
     /// Whether accounts are disabled now.

@@ -21,7 +21,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// On the pool of requests; workers are told of what was accepted.
+    /// On the pool of shared looks; workers are told of what was accepted.
     pub fn start(db: Db, signals: Signals) -> Self {
         let group = Group::start(move |assignments| accept(db.clone(), signals.clone(), assignments));
         Self { group }

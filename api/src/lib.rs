@@ -26,6 +26,7 @@ pub mod request_id;
 pub mod schema;
 pub mod server;
 pub mod time;
+pub mod verbatim;
 mod web;
 mod wire;
 

@@ -32,6 +32,8 @@ pub struct Operations {
 pub struct PathItem {
     /// As the document spells it, such as `/v1/coupons/lock/{code}`.
     pub template: String,
+    /// Its segments; `None` is a parameter.
+    segments: Vec<Option<String>>,
     /// Which segments are ids.
     ids: Vec<usize>,
     methods: BTreeMap<String, Operation>,
@@ -60,6 +62,10 @@ impl Operations {
         let components = document["components"]["schemas"].as_object().unwrap_or(&none);
         let item = |(template, item): (&String, &Value)| PathItem {
             template: template.clone(),
+            segments: template
+                .split('/')
+                .map(|segment| (!segment.starts_with('{')).then(|| segment.to_owned()))
+                .collect(),
             ids: ids(template, item),
             methods: METHODS
                 .iter()
@@ -115,11 +121,12 @@ impl Operations {
     }
 
     /// Every template that a path matches, the most literal first.
-    fn matching(&self, path: &str) -> impl Iterator<Item = &PathItem> {
+    fn matching<'a, 'p>(&'a self, path: &'p str) -> impl Iterator<Item = &'a PathItem> + use<'a, 'p> {
         let mut first = true;
+        let segments: Vec<&str> = path.split('/').collect();
         self.paths.iter().filter(move |item| {
             // An object that cannot exist is a matter of the most literal template alone.
-            let matches = item.matches(path) && (first || item.has_well_formed_ids(path));
+            let matches = item.matches(&segments) && (first || item.has_well_formed_ids(path));
             first &= !matches;
             matches
         })
@@ -151,17 +158,13 @@ fn ids(template: &str, item: &Value) -> Vec<usize> {
 }
 
 impl PathItem {
-    fn matches(&self, path: &str) -> bool {
-        let mut segments = path.split('/');
-        let mut wanted = self.template.split('/');
-        loop {
-            match (wanted.next(), segments.next()) {
-                (None, None) => return true,
-                (Some(wanted), Some(_)) if wanted.starts_with('{') => {}
-                (Some(wanted), Some(segment)) if wanted == segment => {}
-                _ => return false,
-            }
-        }
+    fn matches(&self, segments: &[&str]) -> bool {
+        self.segments.len() == segments.len()
+            && self
+                .segments
+                .iter()
+                .zip(segments)
+                .all(|(wanted, segment)| wanted.as_deref().is_none_or(|wanted| wanted == *segment))
     }
 
     /// The same target with every parameter spelled so that no literal of another template can match it (its first

@@ -31,17 +31,28 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 pub enum Role {
     /// Requests that a person waits for: statements 3 s, locks 1 s.
     Api,
+    /// The same for the few statements that many requests share: planned once for each connection.
+    Look,
     /// Jobs: statements 30 s, locks 5 s.
     Worker,
+    /// The same for assignments, whose few statements are planned once for each connection.
+    Assigner,
 }
 
 impl Role {
-    fn session(self) -> [(&'static str, &'static str); 6] {
+    fn session(self) -> [(&'static str, &'static str); 7] {
         let (statement, lock) = match self {
-            Self::Api => ("3s", "1s"),
-            Self::Worker => ("30s", "5s"),
+            Self::Api | Self::Look => ("3s", "1s"),
+            Self::Worker | Self::Assigner => ("30s", "5s"),
+        };
+        // A short list of ids looks cheaper to the planner each time than a list of unknown length, so that it plans each
+        // time, which takes longer than the look itself.
+        let plans = match self {
+            Self::Look | Self::Assigner => "force_generic_plan",
+            Self::Api | Self::Worker => "auto",
         };
         [
+            ("plan_cache_mode", plans),
             ("statement_timeout", statement),
             ("lock_timeout", lock),
             ("idle_in_transaction_session_timeout", "10s"),
@@ -56,15 +67,15 @@ impl Role {
     /// thousand must get through each time, or late requests are given up that have had their effect.
     fn patience(self) -> Duration {
         match self {
-            Self::Api => Duration::from_secs(10),
-            Self::Worker => Duration::from_secs(3),
+            Self::Api | Self::Look => Duration::from_secs(10),
+            Self::Worker | Self::Assigner => Duration::from_secs(3),
         }
     }
 
     fn application_name(self) -> &'static str {
         match self {
-            Self::Api => "couponbook-api",
-            Self::Worker => "couponbook-worker",
+            Self::Api | Self::Look => "couponbook-api",
+            Self::Worker | Self::Assigner => "couponbook-worker",
         }
     }
 }

@@ -237,7 +237,7 @@ async fn a_plain_list_becomes_coupons() -> Result<()> {
         .await?;
     assert_eq!(job.state, State::Succeeded);
     assert_eq!(
-        job.result,
+        job.result_value(),
         Some(json!({"rows": 3, "accepted": 3, "duplicate_in_file": 0, "duplicate_in_book": 0, "invalid": 0}))
     );
     assert_eq!(scene.codes().await?, ["ab-1", "B2", "C3"]);
@@ -345,7 +345,7 @@ async fn every_bad_line_is_reported_exactly_however_often_steps_crash() -> Resul
     let (in_file, in_book) = (count("duplicate_in_file"), count("duplicate_in_book"));
     assert!(in_file > 0 && in_book > 0 && count("assignment_limit_reached") > 0);
     assert_eq!(
-        job.result,
+        job.result_value(),
         Some(json!({
             "rows": rows, "accepted": made.len(), "duplicate_in_file": in_file, "duplicate_in_book": in_book,
             "invalid": expected.len() as i64 - in_file - in_book,
@@ -461,7 +461,7 @@ async fn validating_only_writes_nothing() -> Result<()> {
     let job = scene.import("a1\nB2\nb-2\n", mode(Mode::ValidateOnly)).await?;
     assert_eq!(job.state, State::PartiallySucceeded);
     assert_eq!(
-        job.result,
+        job.result_value(),
         Some(json!({"rows": 3, "accepted": 1, "duplicate_in_file": 1, "duplicate_in_book": 1, "invalid": 0}))
     );
     assert_eq!(scene.codes().await?, ["A1"]);

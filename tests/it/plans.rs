@@ -124,10 +124,10 @@ fn hot() -> Vec<Hot> {
             blocks: 4_000,
             ..statement(
                 "assign",
-                "uuid, text[], uuid[], text[], uuid[], uuid[], text[], uuid[], int[], bool[]",
+                "uuid, text[], uuid[], text[], uuid[], uuid[], text[], uuid[], int[], bool[], bigint",
                 assign::ASSIGN,
                 format!(
-                    "{BOOK}, '{{{keys}}}', {}, {}, {}, {}, {}, ARRAY[{SOMEBODY}], ARRAY[20], {}",
+                    "{BOOK}, '{{{keys}}}', {}, {}, {}, {}, {}, ARRAY[{SOMEBODY}], ARRAY[20], {}, 1000",
                     twenty(SOMEBODY),
                     twenty("'user'::text"),
                     twenty(SOMEBODY),
@@ -138,6 +138,13 @@ fn hot() -> Vec<Hot> {
                 &["coupons_pkey", "books_pkey"],
             )
         },
+        statement(
+            "holders of a batch",
+            "uuid, uuid[]",
+            assign::HOLDERS,
+            format!("{BOOK}, {}", twenty(SOMEBODY)),
+            &["user_allowances_pkey"],
+        ),
         ordered(
             "export: count",
             "uuid, text, bigint",
@@ -325,6 +332,15 @@ fn hot() -> Vec<Hot> {
             "uuid, text, text, uuid",
             locate::IN_BOOK,
             format!("{BOOK}, 'C055001', 'C055001', NULL"),
+            &["coupons_pkey"],
+        ),
+        statement(
+            "locate in books",
+            "uuid[], text[], text[], uuid[]",
+            locate::IN_BOOKS,
+            format!(
+                "ARRAY[{BOOK}, {BOOK}], '{{C055001,NONE}}', '{{C055001,NONE}}', ARRAY[NULL, NULL]::uuid[]"
+            ),
             &["coupons_pkey"],
         ),
         statement(

@@ -111,7 +111,7 @@ const PROMISES: [(&str, &str); 16] = [
 /// What the jobs say that they gave.
 const GIVEN: &str = "CREATE TEMPORARY VIEW given AS
      SELECT j.id AS job_id, (c ->> 'book_id')::uuid AS book_id, c ->> 'code' AS code, (j.payload ->> 'user_id')::uuid AS user_id
-     FROM jobs j CROSS JOIN LATERAL jsonb_array_elements(j.result -> 'coupons') AS c
+     FROM jobs j CROSS JOIN LATERAL jsonb_array_elements(j.result::jsonb -> 'coupons') AS c
      WHERE j.kind = 'assign'";
 
 /// Waits until no job is unfinished and nobody is noted as being at work.

@@ -38,8 +38,7 @@ fn shape(queue: Queue) -> (usize, i64) {
 pub struct Workers {
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
-    db: Db,
-    marks: Db,
+    pools: [Db; 3],
 }
 
 impl Workers {
@@ -54,9 +53,12 @@ impl Workers {
         signals: &Signals,
         keep: Retention,
     ) -> Result<Self, StoreError> {
-        let batches: usize = queues.iter().map(|queue| shape(*queue).0).sum();
-        // A batch holds one connection from its claim to its commit; two more serve claims under way.
-        let size = u32::try_from(batches + queues.len()).unwrap_or(16).max(2);
+        // A batch holds one connection from its claim to its commit; one more serves a claim under way.
+        let size = |of: &dyn Fn(Queue) -> bool| {
+            let queues = queues.iter().filter(|queue| of(**queue));
+            let connections: usize = queues.map(|queue| shape(*queue).0 + 1).sum();
+            u32::try_from(connections).unwrap_or(16).max(2)
+        };
         // Under a name of this process's own, which says what it works on: whoever asks the server who is connected
         // learns how many workers each queue has.
         let names: Vec<&str> = queues.iter().map(|queue| queue.name()).collect();
@@ -65,17 +67,21 @@ impl Workers {
             names.join(","),
             rand::random::<u32>()
         );
-        let db = Db::connect_as(url, Role::Worker, size, &name)?;
+        let assigns = Db::connect_as(url, Role::Assigner, size(&|queue| queue == Queue::Assign), &name)?;
+        let db = Db::connect_as(url, Role::Worker, size(&|queue| queue != Queue::Assign), &name)?;
         // Marks commit apart from the batches, on connections that no batch can use up.
-        let marks = Db::connect(url, Role::Worker, 2)?;
+        let marks = Db::connect(url, Role::Assigner, 2)?;
+        metrics::watch_pool("assigns", &assigns);
         metrics::watch_pool("jobs", &db);
         metrics::watch_pool("marks", &marks);
-        let runner = Arc::new(Runner::new(db.clone(), marks.clone(), signals.clone(), keep));
+        let runner = Arc::new(Runner::new(marks.clone(), signals.clone(), keep));
         let (stop, stopping) = watch::channel(false);
         let mut tasks = Vec::new();
         for queue in queues {
+            let db = if *queue == Queue::Assign { &assigns } else { &db };
             tasks.push(queue::work(
                 Arc::clone(&runner),
+                db,
                 *queue,
                 shape(*queue),
                 stopping.clone(),
@@ -87,8 +93,7 @@ impl Workers {
         Ok(Self {
             stop,
             tasks,
-            db,
-            marks,
+            pools: [assigns, db, marks],
         })
     }
 
@@ -104,8 +109,9 @@ impl Workers {
             }
         }
         let _ = tokio::time::timeout(Duration::from_secs(2), async {
-            self.db.close().await;
-            self.marks.close().await;
+            for pool in &self.pools {
+                pool.close().await;
+            }
         })
         .await;
     }

@@ -39,6 +39,7 @@ use crate::{
     once::{Begun, IdempotencyKey, Once},
     reply::REPLAYED,
     time::Time,
+    verbatim::Verbatim,
 };
 
 /// The longest that a request may wait for a job's end.
@@ -113,7 +114,7 @@ pub struct JobView {
     /// Counters by name.
     counts: BTreeMap<String, i64>,
     /// What came of it; its form depends on the kind.
-    result: Nullable<Value>,
+    result: Nullable<Verbatim<Value>>,
     /// Why it failed.
     error: Nullable<JobError>,
     /// Runs that ended in trouble or in a crash.
@@ -188,7 +189,7 @@ impl From<Job> for JobView {
                 eta_seconds: job.progress.eta_seconds.into(),
             },
             counts: job.counts,
-            result: job.result.into(),
+            result: job.result.map(Verbatim::from).into(),
             error: job.error.map(|(code, detail)| JobError { code, detail }).into(),
             attempts: job.attempts,
             book_id: job.book_id.into(),

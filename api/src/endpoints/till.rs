@@ -4,8 +4,8 @@ use coupon_core::{
     Error, Refusal,
     caller::{Caller, Scope},
     coupon::{
-        Behalf,
-        locate::{self, Located},
+        Behalf, CouponId,
+        locate::{self, InBook, Located},
         lock::{self, Lock},
         redeem::{self, Redemption},
     },
@@ -161,17 +161,52 @@ pub struct Till {
     pub app: App,
 }
 
-async fn find(once: &mut Once, behalf: Behalf, code: &str, book_id: Option<Uuid>) -> Result<Located, Error> {
-    let code = path_code(code)?;
-    locate::locate(once.tx(), behalf, &code, book_id).await
-}
-
 impl Till {
-    /// Whether the holder's account is disabled, by a look that all tills share.
-    async fn is_disabled(&self, located: &Located) -> Result<bool, Error> {
-        match located.holder {
-            Some(holder) => Ok(self.app.disabled().ask(holder).await?),
-            None => Ok(false),
+    /// Which coupon is meant. One of a named book by a look that all tills share, not in the request's own transaction,
+    /// which has done nothing to coupons yet.
+    async fn find(
+        &self,
+        once: &mut Once,
+        behalf: Behalf,
+        code: &str,
+        book_id: Option<Uuid>,
+    ) -> Result<Located, Error> {
+        let code = path_code(code)?;
+        let Some(book_id) = book_id else {
+            return locate::locate(once.tx(), behalf, &code, None).await;
+        };
+        let holder = behalf.holder();
+        let asked = InBook {
+            book_id,
+            code,
+            holder,
+        };
+        let found = self.app.coupons().ask(asked).await?;
+        found.ok_or_else(|| Refusal::not_found().into())
+    }
+
+    /// The same, and whether its holder's account is disabled: asked at the same time if the holder is known before.
+    async fn find_with_holder(
+        &self,
+        once: &mut Once,
+        behalf: Behalf,
+        code: &str,
+        book_id: Option<Uuid>,
+    ) -> Result<(CouponId, bool), Error> {
+        let disabled = self.app.disabled();
+        let find = self.find(once, behalf, code, book_id);
+        match behalf.holder() {
+            Some(holder) => {
+                let (located, disabled) = tokio::join!(find, disabled.ask(holder));
+                Ok((located?.coupon, disabled?))
+            }
+            None => {
+                let located = find.await?;
+                match located.holder {
+                    Some(holder) => Ok((located.coupon, disabled.ask(holder).await?)),
+                    None => Ok((located.coupon, false)),
+                }
+            }
         }
     }
 }
@@ -196,10 +231,10 @@ impl Till {
                 Begun::Before(answer) => return once::again(answer),
             };
         let locked = async {
-            let located = find(&mut once, behalf, &code.0, body.book_id).await?;
-            let disabled = self.is_disabled(&located).await?;
-            let (coupon, token) = (&located.coupon, body.lock_token.as_deref());
-            lock::lock(once.tx(), coupon, behalf, token, disabled, origin(&auth, &id)).await
+            let found = self.find_with_holder(&mut once, behalf, &code.0, body.book_id);
+            let (coupon, disabled) = found.await?;
+            let token = body.lock_token.as_deref();
+            lock::lock(once.tx(), &coupon, behalf, token, disabled, origin(&auth, &id)).await
         };
         let locked = locked.await.map(LockView::from);
         lookup.end(once.finish(locked, |_| None).await).await
@@ -223,7 +258,7 @@ impl Till {
                 Begun::Before(answer) => return once::again(answer),
             };
         let unlocked = async {
-            let coupon = find(&mut once, behalf, &code.0, body.book_id).await?.coupon;
+            let coupon = self.find(&mut once, behalf, &code.0, body.book_id).await?.coupon;
             let token = body.lock_token.as_deref();
             lock::unlock(
                 once.tx(),
@@ -265,14 +300,12 @@ impl Till {
                 Begun::Before(answer) => return once::again(answer),
             };
         let redeemed = async {
-            let located = find(&mut once, behalf, &code.0, book_id).await?;
-            let disabled = self.is_disabled(&located).await?;
-            let (coupon, token) = (&located.coupon, lock_token.as_deref());
+            let (coupon, disabled) = self.find_with_holder(&mut once, behalf, &code.0, book_id).await?;
             redeem::redeem(
                 once.tx(),
-                coupon,
+                &coupon,
                 behalf,
-                token,
+                lock_token.as_deref(),
                 &fields,
                 disabled,
                 origin(&auth, &id),

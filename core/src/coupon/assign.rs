@@ -37,17 +37,17 @@ pub async fn assign(
         requests.iter().all(|(_, request)| request.book_id == book_id),
         "a batch is about one book"
     );
-    let mut draw = match DrawState::lock(connection, book_id).await {
+    let draw = match DrawState::lock(connection, book_id).await {
         Ok(draw) => draw,
         Err(crate::Error::Refused(refusal)) => return Ok(vec![Err(refusal); requests.len()]),
         Err(error) => return Err(error),
     };
     let book = BookRules::read(connection, book_id).await?;
-    let barred = barred_users(connection, requests).await?;
     let given = GivenCoupon::lock_all(connection, book_id, requests).await?;
+    let (held, barred) = lock_allowances(connection, book_id, requests).await?;
     let mut plan = Plan {
         given,
-        held: lock_allowances(connection, book_id, requests).await?,
+        held,
         drawn: VecDeque::new(),
         last_drawn: None,
         writes: Writes::default(),
@@ -66,11 +66,7 @@ pub async fn assign(
         decided.push(plan.decide(*job_id, request, &book, &barred));
     }
 
-    let coupons = plan.writes.apply(connection, book_id).await?;
-    if let Some(last) = plan.last_drawn {
-        draw.advance(last);
-        draw.save(connection).await?;
-    }
+    let coupons = plan.writes.apply(connection, book_id, plan.last_drawn).await?;
     Ok(decided
         .into_iter()
         .map(|keys| Ok(keys?.iter().filter_map(|key| coupons.get(key).cloned()).collect()))
@@ -126,20 +122,6 @@ impl BookRules {
     }
 }
 
-/// Users who may not get anything: disabled, or unknown.
-async fn barred_users(connection: &mut PgConnection, requests: &[Request]) -> Result<HashSet<Uuid>> {
-    let users: BTreeSet<Uuid> = requests.iter().map(|(_, request)| request.user_id).collect();
-    let users: Vec<Uuid> = users.into_iter().collect();
-    let barred: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT w.id FROM unnest($1::uuid[]) AS w (id) LEFT JOIN users u ON u.id = w.id
-         WHERE u.id IS NULL OR u.disabled_at IS NOT NULL",
-    )
-    .bind(users)
-    .fetch_all(connection)
-    .await?;
-    Ok(barred.into_iter().collect())
-}
-
 /// A coupon that some job names, locked.
 #[derive(sqlx::FromRow)]
 struct GivenCoupon {
@@ -178,27 +160,35 @@ impl GivenCoupon {
     }
 }
 
-/// Locks the allowances of everybody in the batch, in the order of their ids, and gives how many each holds.
+/// How many coupons of the book everybody ($2) holds, locked in the order of their ids, and whether they may get any.
+pub const HOLDERS: &str = "WITH held AS (
+         SELECT user_id, assigned_count FROM user_allowances
+         WHERE book_id = $1 AND user_id = ANY($2::uuid[]) ORDER BY user_id FOR UPDATE)
+     SELECT w.id, coalesce(h.assigned_count, 0) AS held, u.id IS NULL OR u.disabled_at IS NOT NULL AS barred
+     FROM unnest($2::uuid[]) AS w (id)
+     LEFT JOIN held h ON h.user_id = w.id
+     LEFT JOIN users u ON u.id = w.id";
+
+/// Locks the allowances of everybody in the batch; gives how many each holds, and who may not get anything: disabled, or
+/// unknown.
 async fn lock_allowances(
     connection: &mut PgConnection,
     book_id: Uuid,
     requests: &[Request],
-) -> Result<HashMap<Uuid, i64>> {
+) -> Result<(HashMap<Uuid, i64>, HashSet<Uuid>)> {
     let users: BTreeSet<Uuid> = requests.iter().map(|(_, request)| request.user_id).collect();
     let users: Vec<Uuid> = users.into_iter().collect();
-    let rows: Vec<(Uuid, i32)> = sqlx::query_as(
-        "SELECT user_id, assigned_count FROM user_allowances
-         WHERE book_id = $1 AND user_id = ANY($2::uuid[]) ORDER BY user_id FOR UPDATE",
-    )
-    .bind(book_id)
-    .bind(&users)
-    .fetch_all(connection)
-    .await?;
     // Somebody without a row holds nothing; nobody else can make the row meanwhile, since assignments hold the draw.
-    Ok(rows
-        .into_iter()
-        .map(|(user_id, count)| (user_id, i64::from(count)))
-        .collect())
+    let rows: Vec<(Uuid, i32, bool)> = sqlx::query_as(HOLDERS)
+        .bind(book_id)
+        .bind(&users)
+        .fetch_all(connection)
+        .await?;
+    let barred = rows.iter().filter(|(.., barred)| *barred).map(|(id, ..)| *id);
+    Ok((
+        rows.iter().map(|(id, held, _)| (*id, i64::from(*held))).collect(),
+        barred.collect(),
+    ))
 }
 
 /// The next coupons of the draw, locked. Fewer than wanted means that there are no more.
@@ -334,7 +324,7 @@ impl Plan {
     }
 }
 
-/// What a batch writes: coupons, their events and the allowances, in one statement.
+/// What a batch writes: coupons, their events, the allowances, and where the draw stands then ($11), in one statement.
 pub const ASSIGN: &str = concat!(
     "WITH o AS (
          SELECT * FROM unnest($2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::text[], $10::bool[])
@@ -359,7 +349,8 @@ pub const ASSIGN: &str = concat!(
      counted AS (
          INSERT INTO user_allowances AS a (book_id, user_id, assigned_count)
          SELECT $1, n.user_id, n.added FROM unnest($8::uuid[], $9::int[]) AS n (user_id, added) ORDER BY n.user_id
-         ON CONFLICT (book_id, user_id) DO UPDATE SET assigned_count = a.assigned_count + excluded.assigned_count)
+         ON CONFLICT (book_id, user_id) DO UPDATE SET assigned_count = a.assigned_count + excluded.assigned_count),
+     moved AS (UPDATE draw_states SET cursor = greatest(cursor, $11) WHERE book_id = $1 AND $11::bigint IS NOT NULL)
      SELECT ",
     coupon_columns!(),
     " FROM c"
@@ -391,8 +382,13 @@ impl Writes {
         *self.added.entry(request.user_id).or_default() += 1;
     }
 
-    /// Writes coupons, events and allowances; gives the coupons by key.
-    async fn apply(self, connection: &mut PgConnection, book_id: Uuid) -> Result<HashMap<String, Coupon>> {
+    /// Writes coupons, events, allowances and the last key drawn; gives the coupons by key.
+    async fn apply(
+        self,
+        connection: &mut PgConnection,
+        book_id: Uuid,
+        last_drawn: Option<i64>,
+    ) -> Result<HashMap<String, Coupon>> {
         let mut coupons = HashMap::with_capacity(self.keys.len() + self.read.len());
         if !self.keys.is_empty() {
             let expected = self.keys.len();
@@ -408,6 +404,7 @@ impl Writes {
                 .bind(users)
                 .bind(added)
                 .bind(self.given)
+                .bind(last_drawn)
                 .fetch_all(&mut *connection)
                 .await?;
             if rows.len() != expected {

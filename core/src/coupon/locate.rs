@@ -6,7 +6,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Behalf, CouponId, code::Code as CouponCode};
-use crate::error::{Code, Refusal, Result};
+use crate::{
+    db::Db,
+    error::{Code, Refusal, Result, StoreError},
+};
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,53 @@ type Row = (Uuid, String, Option<Uuid>);
 pub const IN_BOOK: &str = "SELECT c.book_id, c.code_key, c.assigned_user_id FROM books b
      JOIN coupons c ON c.book_id = b.id AND c.code_key = CASE WHEN b.exact_codes THEN $2 ELSE $3 END
      WHERE b.id = $1 AND ($4::uuid IS NULL OR c.assigned_user_id = $4)";
+
+/// A code to be found in a named book.
+#[derive(Debug, Clone)]
+pub struct InBook {
+    /// The book.
+    pub book_id: Uuid,
+    /// The code as it was written.
+    pub code: CouponCode,
+    /// The holder, if only theirs counts.
+    pub holder: Option<Uuid>,
+}
+
+/// Codes in named books, each as [`IN_BOOK`] finds it, with its place in the list.
+pub const IN_BOOKS: &str = "SELECT a.place, c.book_id, c.code_key, c.assigned_user_id
+     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[]) WITH ORDINALITY AS a (book_id, exact, folded, holder, place)
+     CROSS JOIN LATERAL (SELECT id, exact_codes FROM books WHERE id = a.book_id LIMIT 1) AS b
+     CROSS JOIN LATERAL (
+         SELECT book_id, code_key, assigned_user_id FROM coupons
+         WHERE book_id = b.id AND code_key = CASE WHEN b.exact_codes THEN a.exact ELSE a.folded END
+         LIMIT 1) AS c
+     WHERE a.holder IS NULL OR c.assigned_user_id = a.holder";
+
+/// Finds codes in named books, in one statement for many callers; `None` where there is none.
+///
+/// # Errors
+/// When the database fails.
+pub async fn in_books(db: Db, asked: Vec<InBook>) -> Result<Vec<Option<Located>>, StoreError> {
+    let keys = |exact: bool| asked.iter().map(|one| one.code.key(exact)).collect::<Vec<_>>();
+    let rows: Vec<(i64, Uuid, String, Option<Uuid>)> = sqlx::query_as(IN_BOOKS)
+        .bind(asked.iter().map(|one| one.book_id).collect::<Vec<_>>())
+        .bind(keys(true))
+        .bind(keys(false))
+        .bind(asked.iter().map(|one| one.holder).collect::<Vec<_>>())
+        .fetch_all(db.pool())
+        .await?;
+    let mut found = vec![None; asked.len()];
+    for (place, book_id, code_key, holder) in rows {
+        if let Some(slot) = usize::try_from(place - 1)
+            .ok()
+            .and_then(|index| found.get_mut(index))
+        {
+            let coupon = CouponId { book_id, code_key };
+            *slot = Some(Located { coupon, holder });
+        }
+    }
+    Ok(found)
+}
 
 /// A code among what a user ($1) holds.
 pub const OF_HOLDER: &str =

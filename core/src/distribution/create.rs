@@ -54,9 +54,9 @@ pub async fn accept(connection: &mut PgConnection, request: &Request, origin: Or
         request_id: origin.request_id,
     };
     let job_id = enqueue::enqueue(connection, &[job]).await?[0];
-    sqlx::query("UPDATE jobs SET result = $2 WHERE id = $1")
+    sqlx::query("UPDATE jobs SET result = $2::text::json WHERE id = $1")
         .bind(job_id)
-        .bind(serde_json::json!({ "distribution_id": distribution_id }))
+        .bind(serde_json::json!({ "distribution_id": distribution_id }).to_string())
         .execute(&mut *connection)
         .await?;
     let seed = Seed::new(request.seed.as_deref());

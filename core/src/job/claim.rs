@@ -306,7 +306,7 @@ struct Over {
     done: Vec<i64>,
     totals: Vec<Option<i64>>,
     counts: Vec<serde_json::Value>,
-    results: Vec<Option<serde_json::Value>>,
+    results: Vec<Option<String>>,
     codes: Vec<Option<&'static str>>,
     details: Vec<Option<String>>,
 }
@@ -325,7 +325,8 @@ impl Over {
         self.done.push(finished.step.done);
         self.totals.push(finished.step.total);
         self.counts.push(counts_json(&finished.step.counts));
-        self.results.push(finished.result);
+        self.results
+            .push(finished.result.map(|result| result.to_string()));
         self.codes
             .push(finished.refusal.as_ref().map(|refusal| refusal.code.as_str()));
         self.details
@@ -342,9 +343,9 @@ impl Over {
              freed AS (DELETE FROM code_job_slots WHERE job_id = ANY($2::uuid[]))
              UPDATE jobs j
              SET state = o.state, progress_done = o.done, progress_total = coalesce(o.total, j.progress_total),
-                 counts = o.counts, result = o.result, error_code = o.code, error_detail = o.detail,
+                 counts = o.counts, result = o.result::json, error_code = o.code, error_detail = o.detail,
                  started_at = coalesce(j.started_at, now()), finished_at = clock_timestamp()
-             FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::bigint[], $6::jsonb[], $7::jsonb[], $8::text[], $9::text[])
+             FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::bigint[], $6::jsonb[], $7::text[], $8::text[], $9::text[])
                   AS o (id, state, done, total, counts, result, code, detail)
              WHERE j.id = o.id AND j.finished_at IS NULL
              RETURNING j.kind, j.state, extract(epoch FROM j.finished_at - j.created_at)::float8 AS seconds",

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -26,7 +27,7 @@ struct Row {
     progress_total: Option<i64>,
     progress_unit: String,
     counts: sqlx::types::Json<BTreeMap<String, i64>>,
-    result: Option<serde_json::Value>,
+    result: Option<sqlx::types::Json<Box<RawValue>>>,
     error_code: Option<String>,
     error_detail: Option<String>,
     attempts: i32,
@@ -80,7 +81,7 @@ impl From<Row> for Job {
                 eta_seconds,
             },
             counts: row.counts.0,
-            result: row.result,
+            result: row.result.map(|result| result.0),
             error: row
                 .error_code
                 .map(|code| (code, row.error_detail.unwrap_or_default())),

@@ -18,6 +18,7 @@ pub mod wait;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::error::{Code, Refusal, Result};
@@ -170,7 +171,7 @@ impl State {
 }
 
 /// A job as its owner sees it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Job {
     /// UUIDv7.
     pub id: Uuid,
@@ -182,8 +183,8 @@ pub struct Job {
     pub progress: Progress,
     /// Counters by name.
     pub counts: BTreeMap<String, i64>,
-    /// What came of it.
-    pub result: Option<serde_json::Value>,
+    /// What came of it, as JSON.
+    pub result: Option<Box<RawValue>>,
     /// Why it failed: stable code and sentence.
     pub error: Option<(String, String)>,
     /// Runs that ended in trouble or in a crash.
@@ -202,6 +203,13 @@ pub struct Job {
     pub has_errors: bool,
     /// When retention began to remove that list, or its file; `None` while they are kept.
     pub expired_at: Option<DateTime<Utc>>,
+}
+
+impl Job {
+    /// What came of it, read.
+    pub fn result_value(&self) -> Option<serde_json::Value> {
+        serde_json::from_str(self.result.as_deref()?.get()).ok()
+    }
 }
 
 impl Job {

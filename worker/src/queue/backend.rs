@@ -53,7 +53,8 @@ pub(crate) struct Batch {
     /// Held while a row that was in trouble runs: no other such row runs beside it in this process, so that one which
     /// takes the process down again and again takes no companion along.
     _alone: Option<OwnedSemaphorePermit>,
-    _slot: OwnedSemaphorePermit,
+    /// `None` once the next may be claimed.
+    pub(super) slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Batch {
@@ -146,13 +147,14 @@ pub(super) struct BatchBackend {
 
 impl BatchBackend {
     pub(super) fn new(
+        db: &Db,
         runner: &Runner,
         queue: Queue,
         (batches, limit): (usize, i64),
         stopping: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            db: runner.db().clone(),
+            db: db.clone(),
             queue,
             limit,
             wake: runner.signals().watch(match queue {
@@ -269,7 +271,7 @@ impl Backend for BatchBackend {
                                 trouble: self.trouble.clone(),
                                 settled: false,
                                 _alone: alone,
-                                _slot: claimer.slot,
+                                slot: Some(claimer.slot),
                             };
                             return Poll::Ready(Some(Ok(Task::new(batch))));
                         }

@@ -6,21 +6,22 @@ mod runner;
 use std::sync::Arc;
 
 use apalis::prelude::*;
-use coupon_core::job::Queue;
+use coupon_core::{db::Db, job::Queue};
 use futures_util::FutureExt;
 use tokio::{sync::watch, task::JoinHandle};
 
 use backend::{Batch, BatchBackend};
 pub(crate) use runner::Runner;
 
-/// Works on a queue, so many batches of so many rows at once, until `stopping` turns true and what is at work has ended.
+/// Works on a queue over connections of `db`, so many batches of so many rows at once, until `stopping` turns true and what is at work has ended.
 pub(crate) fn work(
     runner: Arc<Runner>,
+    db: &Db,
     queue: Queue,
     (batches, rows): (usize, i64),
     stopping: watch::Receiver<bool>,
 ) -> JoinHandle<()> {
-    let backend = BatchBackend::new(&runner, queue, (batches, rows), stopping);
+    let backend = BatchBackend::new(db, &runner, queue, (batches, rows), stopping);
     let worker = WorkerBuilder::new(format!("queue-{}", queue.name()))
         .backend(backend)
         // Without this one task would poll all handlers; without a limit there would be no end of them.

@@ -23,6 +23,7 @@ use coupon_core::{
     retention::Retention,
 };
 use futures_util::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use super::backend::{Batch, backoff};
@@ -40,7 +41,6 @@ const FREE_FAILURES: u32 = 3;
 /// What runs batches; one per process.
 #[derive(Debug)]
 pub(crate) struct Runner {
-    db: Db,
     marks: Db,
     signals: Signals,
     keep: Retention,
@@ -61,18 +61,14 @@ enum Ended {
 }
 
 impl Runner {
-    pub(crate) fn new(db: Db, marks: Db, signals: Signals, keep: Retention) -> Self {
+    /// `marks` commit apart from the batches.
+    pub(crate) fn new(marks: Db, signals: Signals, keep: Retention) -> Self {
         Self {
-            db,
             marks,
             signals,
             keep,
             failures: Failures::default(),
         }
-    }
-
-    pub(super) fn db(&self) -> &Db {
-        &self.db
     }
 
     pub(super) fn signals(&self) -> &Signals {
@@ -84,7 +80,7 @@ impl Runner {
         let Some(tx) = batch.tx.take() else { return };
         let rows = std::mem::take(&mut batch.rows);
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-        match self.run_rows(tx, rows).await {
+        match self.run_rows(tx, rows, batch.slot.take()).await {
             Ok(Ended::Settled { next_step }) => {
                 batch.settled();
                 self.failures.forget(&ids);
@@ -117,9 +113,20 @@ impl Runner {
 
     /// # Errors
     /// When the transaction was lost.
-    async fn run_rows(&self, mut tx: Tx, rows: Vec<Claimed>) -> Result<Ended, Error> {
+    async fn run_rows(
+        &self,
+        mut tx: Tx,
+        rows: Vec<Claimed>,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Result<Ended, Error> {
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-        let crashed = claim::mark(self.marks.pool(), &ids).await?;
+        // The savepoint is for what runs below; it is laid meanwhile, on the batch's own connection.
+        let (crashed, laid) = tokio::join!(
+            claim::mark(self.marks.pool(), &ids),
+            savepoint(&mut tx, "SAVEPOINT run")
+        );
+        let crashed = crashed?;
+        laid?;
         let (suspects, sound): (Vec<Claimed>, Vec<Claimed>) =
             rows.into_iter().partition(|row| crashed.contains(&row.id));
         if !suspects.is_empty() {
@@ -138,7 +145,6 @@ impl Runner {
             return Ok(Ended::Charged);
         }
         let jobs: Vec<(Uuid, i32)> = sound.iter().map(|row| (row.id, row.attempts)).collect();
-        savepoint(&mut tx, "SAVEPOINT run").await?;
         // The outcomes belong to the run: one that cannot be written is its job's trouble, not the batch's.
         let run = async {
             let outcomes = jobs::run(&mut tx, sound, &self.keep).await?;
@@ -151,6 +157,8 @@ impl Runner {
         let ran = tokio::time::timeout(STEP_PATIENCE, AssertUnwindSafe(run).catch_unwind()).await;
         let trouble = match ran {
             Ok(Ok(Ok((endings, next_step)))) => {
+                // The next batch is claimed while this one waits for the disk.
+                drop(slot);
                 db::commit(tx).await?;
                 metrics::jobs_ended(&endings);
                 return Ok(Ended::Settled { next_step });

@@ -13,6 +13,7 @@ mod cli;
 mod contract;
 mod crash;
 mod cuts;
+mod deploy;
 mod distributions;
 mod exports;
 mod generate;

@@ -18,6 +18,7 @@ mod distributions;
 mod exports;
 mod generate;
 mod hangup;
+mod history;
 mod idempotency;
 mod import;
 mod imports;

@@ -1,0 +1,75 @@
+//! Workers that are frozen and wake again, when others have done their work.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use coupon_tests::{history::History, process::Process, size};
+
+use super::{Cluster, PATIENCE, load, signal};
+use crate::truth::{self, Dice, report};
+
+/// Workers that are frozen at once.
+const FROZEN: usize = 5;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_frozen_past_every_time_out_double_nothing_when_they_wake() {
+    let mut dice = Dice::new("frozen workers");
+    let rounds = size(1, 20);
+    let cluster = Cluster::start(2_000).await;
+    let api = Process::api(&cluster.url).await;
+    let client = cluster.client(&api.url());
+    let mut workers = Vec::new();
+    for _ in 0..FROZEN {
+        workers.push(Process::worker(&cluster.url).await);
+    }
+    let book_id = cluster.book(&client, rounds * 1_500).await;
+    let history = Arc::new(History::default());
+    let mut held = 0;
+    for _ in 0..rounds {
+        let loading = load(&history, &client, cluster.requests(&mut dice, book_id, 1_000));
+        // Frozen one after another, at any moments; some have a batch in their hands.
+        for worker in &workers {
+            tokio::time::sleep(dice.millis(60)).await;
+            signal(worker, "-STOP").await;
+        }
+        let since = Instant::now();
+        let held_now = transactions(&cluster).await;
+        held += held_now;
+        // Somebody else comes and ends all, once the server has ended what the frozen ones hold.
+        let other = Process::worker(&cluster.url).await;
+        loading.await.expect("the load");
+        truth::all_jobs_end(&cluster.pool, PATIENCE).await;
+        let none = || transactions(&cluster);
+        truth::eventually("nothing is held any more", PATIENCE, none, |held| *held == 0).await;
+        report(&format!(
+            "{held_now} held a transaction; all was done {:?} after the last was frozen",
+            since.elapsed()
+        ));
+        tokio::time::sleep(TIME_OUTS.saturating_sub(since.elapsed())).await; // also for who held nothing
+        for worker in &workers {
+            signal(worker, "-CONT").await;
+        }
+        assert_eq!(other.terminate().await.code(), Some(0));
+    }
+    assert!(held > 0, "none of them was frozen with something in its hands");
+    cluster.settles(&history).await;
+    workers.push(api);
+    cluster.stop(workers).await;
+}
+
+/// Past the longest of what bounds a session that says nothing: the server ends idle transactions after 10 s.
+const TIME_OUTS: Duration = Duration::from_secs(12);
+
+/// How many workers' transactions are open and idle.
+async fn transactions(cluster: &Cluster) -> i64 {
+    sqlx::query_scalar(
+        "SELECT count(*) FROM pg_stat_activity
+         WHERE application_name LIKE 'couponbook-worker%' AND state = 'idle in transaction'
+             AND state_change < now() - interval '50 ms'",
+    )
+    .fetch_one(&cluster.pool)
+    .await
+    .unwrap()
+}

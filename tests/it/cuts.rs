@@ -1,8 +1,9 @@
 //! The connection to the database is cut around a COMMIT, and two API processes answer as one.
-//!
-//! `COUPONBOOK_TEST_SCALE=full` runs the full number of rounds.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use coupon_core::{caller::Scope, db::Db};
 use coupon_pg::testing::TestDatabase;
@@ -11,7 +12,7 @@ use coupon_tests::{
     cutter::{Cutter, Fate},
     http::Answer,
     process::Process,
-    seed,
+    seed, size,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::truth::{self, Dice, report, scale};
+use crate::truth::{self, Dice, report};
 
 /// How long a client goes on asking.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,7 +80,7 @@ async fn insist(client: &Client, path: &str, body: &Value, told: &mut usize) -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_has_its_effect_once() {
     let mut dice = Dice::new("cut around a commit");
-    let rounds = scale(50, 1_000);
+    let rounds = size(50, 1_000);
     let bench = Bench::new(rounds).await;
     let cutter = Cutter::start(bench.database.url()).await;
     let api = Process::api(&cutter.url).await;
@@ -160,6 +161,108 @@ async fn a_commit_whose_answer_is_lost_has_its_effect_once() {
     }
 }
 
+/// What five copies of one request may be told while the first of them is at work or has been cut off.
+const TOLD: [(u16, &str); 3] = [(200, ""), (409, "idempotency_in_progress"), (503, "unavailable")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_a_key_have_one_effect_while_commits_are_cut() {
+    const COPIES: usize = 5;
+    const LANES: usize = 8;
+    let mut dice = Dice::new("copies under cuts");
+    let keys = size(500, 10_000);
+    let bench = Bench::new(1).await;
+    let cutter = Cutter::start(bench.database.url()).await;
+    let api = Process::api(&cutter.url).await;
+    let worker = Process::worker(bench.database.url()).await;
+    let client = Client::new(&api.url()).key(&bench.key);
+    let book = json!({ "require_lock": false, "redemptions_per_coupon": keys });
+    let book_id = client.book(book).await;
+    client.codes(book_id, &["CUT-1".to_owned()]).await;
+    let given = json!({ "book_id": book_id, "user_id": bench.users[0] });
+    let given = client
+        .with("Prefer", "wait=20")
+        .post("/v1/coupons/assign", given)
+        .await;
+    assert_eq!(given.expect(200)["state"], "succeeded");
+    worker.terminate().await;
+
+    let mut matrix = BTreeMap::<String, usize>::new();
+    let numbers: Vec<usize> = (0..keys).collect();
+    for some in numbers.chunks(LANES) {
+        // Fewer cuts than requests: most lanes go undisturbed while one is cut.
+        for _ in 0..dice.below(4) {
+            cutter.arm([Fate::Lost, Fate::Sent, Fate::Unanswered][dice.below(3)]);
+        }
+        let lanes = some.iter().map(|number| {
+            let client = client.with("Idempotency-Key", &format!("use-{number}"));
+            let body = json!({ "book_id": book_id, "metadata": { "number": number } });
+            async move { one_effect(&client, body, COPIES).await }
+        });
+        for told in futures_util::future::join_all(lanes).await {
+            for status in told {
+                *matrix.entry(status).or_default() += 1;
+            }
+        }
+    }
+    while cutter.disarm() {}
+    report(&format!("{keys} keys, {} cuts: {matrix:?}", cutter.cuts()));
+    assert!(cutter.cuts() > keys / 20, "{} cuts", cutter.cuts());
+    assert_eq!(bench.count("SELECT count(*) FROM redemptions").await, keys as i64);
+    assert_eq!(
+        bench
+            .count("SELECT count(DISTINCT metadata ->> 'number') FROM redemptions")
+            .await,
+        keys as i64
+    );
+    truth::holds(bench.pool()).await;
+    api.terminate().await;
+}
+
+/// Sends copies at once, then one more until it is answered, then another request with the same key; gives what the
+/// copies were told.
+async fn one_effect(client: &Client, body: Value, copies: usize) -> Vec<String> {
+    const PATH: &str = "/v1/coupons/redeem/CUT-1";
+    let send = |client: Client| {
+        let body = body.clone();
+        async move { client.post(PATH, body).await }
+    };
+    let copies = (0..copies).map(|_| send(client.on_own_connection()));
+    let mut ids = BTreeSet::new();
+    let mut told = Vec::new();
+    for answer in futures_util::future::join_all(copies).await {
+        let status = answer.status.as_u16();
+        let code = answer.body["code"]
+            .as_str()
+            .filter(|_| status != 200)
+            .unwrap_or_default();
+        assert!(TOLD.contains(&(status, code)), "{}", answer.body);
+        if status == 200 {
+            ids.insert(answer.body["id"].to_string());
+        }
+        told.push(format!("{status} {code}").trim_end().to_owned());
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = send(client.clone()).await;
+        if answer.status == 200 {
+            ids.insert(answer.body["id"].to_string());
+            break;
+        }
+        assert!(matches!(answer.status.as_u16(), 409 | 503), "{}", answer.body);
+        assert!(Instant::now() < deadline, "never answered: {}", answer.body);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(ids.len(), 1, "{told:?}");
+    let again = send(client.clone()).await;
+    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    let other = json!({ "book_id": body["book_id"], "metadata": { "number": "another" } });
+    client
+        .post(PATH, other)
+        .await
+        .refused(422, "idempotency_key_reused");
+    told
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_answer_a_repeated_request_as_one() {
     let bench = Bench::new(1).await;
@@ -167,7 +270,7 @@ async fn two_processes_answer_a_repeated_request_as_one() {
     let (one, two) = tokio::join!(Process::api(url), Process::api(url));
     let clients = [&one, &two].map(|api| Client::new(&api.url()).key(&bench.key));
     let book_id = clients[0].book(json!({})).await;
-    let keys: usize = scale(60, 10_000);
+    let keys: usize = size(60, 2_000);
     let mut seen = Vec::new();
     for number in 0..keys {
         let key = format!("key-{number}");

@@ -11,7 +11,7 @@ use coupon_core::{
     db::{self, Db, Role},
     user::session,
 };
-use coupon_tests::{Service, seed};
+use coupon_tests::{Service, seed, size};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     queue::id,
-    truth::{self, Dice, report, scale},
+    truth::{self, Dice, report},
 };
 
 /// Hangs up after some of the request, or after all of it and some time.
@@ -57,7 +57,7 @@ fn request(path: &str, token: &str, headers: &str, body: &str) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_hang_up_leave_nothing_half_done() {
     let mut dice = Dice::new("clients that hang up");
-    let count = scale(500, 2_000);
+    let count = size(500, 2_000);
     let service = Service::start().await;
     let admin = service.admin().await;
     let users = seed::users(&service.db, 50).await;
@@ -175,7 +175,7 @@ async fn a_begin_that_is_dropped_at_any_poll_leaves_no_transaction_behind() {
         .await
         .unwrap();
     let db = Db::connect(database.url(), Role::Api, 1).unwrap();
-    for n in 0..scale(200, 5_000) as i64 {
+    for n in 0..size(200, 5_000) as i64 {
         {
             let mut begin = Box::pin(db.begin());
             for _ in 0..n % 5 {

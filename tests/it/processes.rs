@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use crate::truth;
 
 /// A database without any table.
-async fn empty_database() -> TestDatabase {
+pub(crate) async fn empty_database() -> TestDatabase {
     TestDatabase::create("couponbook_empty", |_| async { Ok::<(), String>(()) }).await
 }
 
@@ -47,7 +47,7 @@ fn data_dir() -> TempDir {
 }
 
 /// The server processes whose command line names a directory.
-fn servers_in(dir: &Path) -> Vec<String> {
+pub(crate) fn servers_in(dir: &Path) -> Vec<String> {
     let dir = dir.to_string_lossy().into_owned();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {

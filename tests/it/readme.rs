@@ -1,7 +1,11 @@
 //! The documents, held to the code: their commands run, their tables are complete, their links lead somewhere.
 //!
-//! Blocks ```` ```sh ```` are run, those of a file in order in one `sh -eu`, against a real `couponbook up --demo`. A line
+//! Blocks ```` ```sh ```` are run, those of a file in order in one `sh -eu`, against a real `couponbook up --demo`; blocks
+//! ```` ```python ```` among them by `python3`, where there is one. A line
 //! `# prints: a … b` promises that a and behind it b come next in what the block puts out.
+//! A block ```` ```sh start ```` is the command that starts what the others talk to: `./x test` sets [`START`] to it once
+//! the build of a release is there, so that the walk is done as a stranger does it; without it the binary beside this
+//! test is started.
 //! A block ```` ```sh exempt ```` is not run; each of its commands stands in [`EXEMPT`] with its reason.
 
 #![expect(
@@ -32,17 +36,33 @@ use tokio::{
     time::timeout,
 };
 
+use crate::{deploy::compose_variables, processes::servers_in, truth::report};
+
 /// How long a start, a document's commands or an end may take.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The address in the documents.
 const BASE: &str = "http://127.0.0.1:8080";
 
+/// The variable with the command of the README that starts the service.
+const START: &str = "COUPONBOOK_RUN";
+
 /// Commands of the documents that are not run, and why.
-const EXEMPT: [(&str, &str); 15] = [
-    ("./x run", "the release build; the same service is started here"),
+const EXEMPT: [(&str, &str); 20] = [
+    ("cp .env", "writes into the work tree; deploy.rs reads both files"),
+    (
+        "docker ",
+        "needs Docker; deploy.rs runs what the file starts, `./x image` what the image is made of",
+    ),
     ("./x dev", "the same service as `./x run`, built quickly"),
     ("./x test", "it runs this test"),
+    ("./x crash", "the same tests of faults, for an hour"),
+    (
+        "./x bench",
+        "measures for minutes; its results are in bench/results",
+    ),
+    ("./x fuzz", "needs Python and a network once"),
+    ("./x image", "builds for minutes"),
     ("./x build", "the release build"),
     ("./x lint", "run by .ci/run"),
     ("./x openapi", "writes into the work tree"),
@@ -127,12 +147,16 @@ impl Demo {
         let dir = tempfile::tempdir().unwrap();
         // The database's user has its directory below.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        let data = dir.path().join("data");
-        let arguments = ["up", "--demo", "--listen", "127.0.0.1:0", "--data-dir"];
-        let mut child = process::command(&arguments)
-            .arg(data)
+        let mut command = match std::env::var(START) {
+            Ok(start) => as_a_stranger(&start),
+            Err(_) => process::command(&["up", "--demo"]),
+        };
+        let mut child = command
+            .args(["--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(dir.path().join("data"))
             .env("COUPONBOOK_LOG", "error")
             .stdout(Stdio::piped())
+            .process_group(0) // of its own, as a shell gives to what it starts
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -183,12 +207,12 @@ impl Demo {
         outputs
     }
 
-    /// Ends it as Ctrl-C would.
+    /// Ends it as Ctrl-C does: the whole group hears of it, its PostgreSQL included.
     async fn stop(mut self) {
-        let pid = self.child.id().unwrap().to_string();
+        let group = format!("-{}", self.child.id().unwrap());
         assert!(
             Command::new("kill")
-                .args(["-INT", &pid])
+                .args(["-INT", "--", &group])
                 .status()
                 .await
                 .unwrap()
@@ -199,7 +223,37 @@ impl Demo {
             .expect("it ends")
             .unwrap();
         assert!(status.success(), "{status}");
+        let left = servers_in(self.dir.path());
+        assert!(left.is_empty(), "it leaves a server behind: {left:?}");
     }
+}
+
+/// A command line of the documents, at the root of the repository, in the caller's environment without what cargo and
+/// this run of the tests put there.
+fn as_a_stranger(line: &str) -> Command {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command
+        .args(words)
+        .current_dir(root())
+        .kill_on_drop(true)
+        .stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        let ours = [
+            "COUPONBOOK_",
+            "NEXTEST",
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_EXE_",
+        ];
+        if ours
+            .iter()
+            .any(|prefix| name.to_string_lossy().starts_with(prefix))
+        {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// Asserts that the pieces of a promise (`a … b`) stand in `output`, in order; gives what is behind them.
@@ -217,11 +271,18 @@ fn keep<'a>(promise: &str, output: &'a str) -> &'a str {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_the_documents_do_what_they_promise() {
     let demo = Demo::start().await;
+    let python = Command::new("python3").arg("--version").output().await.is_ok();
+    if !python {
+        report("no python3: what the documents say in Python is not tried");
+    }
     for document in ["README.md", "docs/getting-started.md"] {
         let scripts: Vec<String> = blocks(&read(document))
             .into_iter()
-            .filter(|(info, _)| info == "sh")
-            .map(|(_, lines)| lines.join("\n") + "\n")
+            .filter_map(|(info, lines)| match info.as_str() {
+                "sh" => Some(lines.join("\n") + "\n"),
+                "python" if python => Some(format!("python3 - <<'PYTHON'\n{}\nPYTHON\n", lines.join("\n"))),
+                _ => None,
+            })
             .collect();
         let outputs = demo.run(&scripts).await;
         let mut promises = 0;
@@ -264,16 +325,28 @@ async fn the_commands_of_the_documents_do_what_they_promise() {
 }
 
 #[test]
+fn the_readme_starts_the_service_with_the_command_that_the_walk_is_given() {
+    let starts: Vec<String> = documents()
+        .iter()
+        .flat_map(|document| blocks(&read(document)))
+        .filter(|(info, _)| info == "sh start")
+        .flat_map(|(_, lines)| lines)
+        .collect();
+    assert_eq!(starts, ["./x run"]);
+    assert!(read("x").contains(&format!("{START}='{}'", starts[0])));
+}
+
+#[test]
 fn every_command_is_run_or_exempt_with_a_reason() {
     for document in documents() {
         let is_run = ["README.md", "docs/getting-started.md"].contains(&document.as_str());
         for (info, lines) in blocks(&read(&document)) {
             let known = matches!(
                 info.as_str(),
-                "sh exempt" | "text" | "json" | "mermaid" | "rust" | "sql" | "toml"
+                "sh start" | "sh exempt" | "text" | "json" | "mermaid" | "rust" | "sql" | "toml"
             );
             assert!(
-                known || (info == "sh" && is_run),
+                known || (["sh", "python"].contains(&info.as_str()) && is_run),
                 "{document}: a block of {info:?}"
             );
             if info != "sh exempt" {
@@ -345,13 +418,11 @@ fn every_setting_is_in_the_table_and_in_the_sample() {
             "{key}"
         );
     }
-    let compose = read("docker-compose.yml");
-    let of_compose = "POSTGRES_PASSWORD";
-    assert!(compose.contains(of_compose));
+    let of_compose = compose_variables();
     let known = KEYS
         .iter()
         .map(|(_, variable)| *variable)
-        .chain([of_compose])
+        .chain(of_compose.iter().map(String::as_str))
         .collect();
     assert_eq!(sampled, known, ".env.sample");
 }

@@ -8,7 +8,7 @@
 
 use std::{fmt::Debug, future::Future, time::Duration};
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::time::Instant;
 
 /// Sentence and query; the query counts what breaks the sentence. Coupons are given away by draws only.
@@ -145,6 +145,12 @@ pub(crate) async fn all_jobs_end(pool: &PgPool, patience: Duration) {
 /// When one is broken; says which ones.
 pub(crate) async fn holds(pool: &PgPool) {
     let mut connection = pool.acquire().await.unwrap();
+    let broken = broken(&mut connection).await;
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// The promises that are broken, each with how often.
+pub(crate) async fn broken(connection: &mut PgConnection) -> Vec<String> {
     // One pool's connections come and go: the view lives as long as this one, and is made once.
     sqlx::raw_sql("DROP VIEW IF EXISTS given")
         .execute(&mut *connection)
@@ -162,7 +168,7 @@ pub(crate) async fn holds(pool: &PgPool) {
         .execute(&mut *connection)
         .await
         .unwrap();
-    assert!(broken.is_empty(), "{broken:#?}");
+    broken
 }
 
 /// Looks until `looks` gives something that is `good`, every 20 ms.
@@ -195,16 +201,9 @@ pub(crate) async fn until(pool: &PgPool, what: &'static str, sql: &'static str) 
     eventually(what, Duration::from_secs(30), look, |is| *is).await;
 }
 
-/// The figure of the short run, or with `COUPONBOOK_TEST_SCALE=full` that of the full one.
-pub(crate) fn scale(short: usize, full: usize) -> usize {
-    if std::env::var("COUPONBOOK_TEST_SCALE").is_ok_and(|scale| scale == "full") {
-        full
-    } else {
-        short
-    }
-}
+pub(crate) use coupon_tests::size as scale;
 
-/// Random numbers that can be had again: SplitMix64 (Steele, Lea, Flood 2014), seeded by `COUPONBOOK_TEST_SEED` or the
+/// Random numbers that can be had again: SplitMix64 (Steele, Lea, Flood 2014), seeded by `COUPONBOOK_SEED` or the
 /// clock; says its seed on stderr.
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(u64);
@@ -212,14 +211,14 @@ pub(crate) struct Dice(u64);
 impl Dice {
     #[expect(clippy::print_stderr, reason = "a failed run is repeated with its seed")]
     pub(crate) fn new(test: &str) -> Self {
-        let given = std::env::var("COUPONBOOK_TEST_SEED")
+        let given = std::env::var("COUPONBOOK_SEED")
             .ok()
             .and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| {
             let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
             since_1970.as_nanos() as u64
         });
-        eprintln!("{test}: COUPONBOOK_TEST_SEED={seed}");
+        eprintln!("{test}: COUPONBOOK_SEED={seed}");
         Self(seed)
     }
 

@@ -6,6 +6,7 @@
 
 pub mod cutter;
 pub mod document;
+pub mod history;
 pub mod http;
 pub mod process;
 pub mod seed;
@@ -146,6 +147,19 @@ impl Service {
             &Queue::ALL,
             &self.signals,
             Retention::default(),
+        )
+        .expect("a URL");
+        self.workers = Some(workers);
+    }
+
+    /// The same, whose steps may take no longer than this.
+    pub fn start_workers_with(&mut self, step_patience: Duration) {
+        let workers = Workers::start_with(
+            self.database.url(),
+            &Queue::ALL,
+            &self.signals,
+            Retention::default(),
+            step_patience,
         )
         .expect("a URL");
         self.workers = Some(workers);

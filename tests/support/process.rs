@@ -23,11 +23,15 @@ pub struct Process {
     stderr: Arc<Mutex<String>>,
 }
 
-/// The binary that was built with these tests: beside their own directory.
+/// The binary that was built with these tests, beside their own directory; or the one that `COUPONBOOK_BIN` names, which
+/// is to be tested as it will be shipped.
 ///
 /// # Panics
 /// When it was not built; says how.
 pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("COUPONBOOK_BIN") {
+        return path.into();
+    }
     let own = std::env::current_exe().expect("a path");
     let path = own
         .parent()

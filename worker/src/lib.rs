@@ -21,6 +21,9 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use queue::Runner;
 
+/// No step takes nearly as long; one that does is stuck. The server ends a statement after 30 s by itself.
+pub const STEP_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How many batches of a queue run at once in one process, and how many rows a batch takes.
 ///
 /// Assigns come in batches of hundreds because one book's draws run one after another: the batch is what makes it fast,
@@ -53,11 +56,26 @@ impl Workers {
         signals: &Signals,
         keep: Retention,
     ) -> Result<Self, StoreError> {
-        // A batch holds one connection from its claim to its commit; one more serves a claim under way.
+        Self::start_with(url, queues, signals, keep, STEP_PATIENCE)
+    }
+
+    /// The same with another bound for a step. What takes longer is rolled back and charged an attempt.
+    ///
+    /// # Errors
+    /// When `url` is not a PostgreSQL connection URL.
+    pub fn start_with(
+        url: &str,
+        queues: &[Queue],
+        signals: &Signals,
+        keep: Retention,
+        step_patience: Duration,
+    ) -> Result<Self, StoreError> {
+        // A batch holds one connection from its claim to its commit; each queue has one more for a row in trouble and one
+        // for a claim under way.
         let size = |of: &dyn Fn(Queue) -> bool| {
             let queues = queues.iter().filter(|queue| of(**queue));
-            let connections: usize = queues.map(|queue| shape(*queue).0 + 1).sum();
-            u32::try_from(connections).unwrap_or(16).max(2)
+            let connections: usize = queues.map(|queue| shape(*queue).0 + 2).sum();
+            u32::try_from(connections).unwrap_or(16).max(3)
         };
         // Under a name of this process's own, which says what it works on: whoever asks the server who is connected
         // learns how many workers each queue has.
@@ -74,7 +92,7 @@ impl Workers {
         metrics::watch_pool("assigns", &assigns);
         metrics::watch_pool("jobs", &db);
         metrics::watch_pool("marks", &marks);
-        let runner = Arc::new(Runner::new(marks.clone(), signals.clone(), keep));
+        let runner = Arc::new(Runner::new(marks.clone(), signals.clone(), keep, step_patience));
         let (stop, stopping) = watch::channel(false);
         let mut tasks = Vec::new();
         for queue in queues {

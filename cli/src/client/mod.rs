@@ -137,6 +137,11 @@ pub(crate) enum ClientCommand {
         #[command(flatten)]
         arguments: export::Arguments,
     },
+    /// Ask a service whether it is ready; needs no key. For health checks of containers.
+    Health {
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Jobs: list, show, watch, cancel, retry, and what they could not do.
     Jobs {
         #[command(flatten)]
@@ -155,6 +160,7 @@ impl ClientCommand {
             | Self::Assign { connection, .. }
             | Self::Coupons { connection, .. }
             | Self::Export { connection, .. }
+            | Self::Health { connection }
             | Self::Jobs { connection, .. } => connection,
         }
     }
@@ -238,6 +244,11 @@ async fn dispatch(command: ClientCommand, client: &Client) -> Done {
         ClientCommand::Assign { arguments, .. } => coupons::assign(client, arguments).await,
         ClientCommand::Coupons { command, .. } => coupons::run(client, command).await,
         ClientCommand::Export { arguments, .. } => export::run(client, arguments).await,
+        ClientCommand::Health { .. } => {
+            let health = client.http.get("/readyz").await?;
+            client.output.object(&health, || "ready".to_owned());
+            Ok(Exit::Ok)
+        }
         ClientCommand::Jobs { command, .. } => jobs::run(client, command).await,
     }
 }

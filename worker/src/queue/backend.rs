@@ -53,7 +53,8 @@ pub(crate) struct Batch {
     /// Held while a row that was in trouble runs: no other such row runs beside it in this process, so that one which
     /// takes the process down again and again takes no companion along.
     _alone: Option<OwnedSemaphorePermit>,
-    /// `None` once the next may be claimed.
+    /// Of a batch of fresh rows, until the next may be claimed. A row in trouble has none, so that one which hangs holds up
+    /// no batch.
     pub(super) slot: Option<OwnedSemaphorePermit>,
 }
 
@@ -103,7 +104,7 @@ pub(super) fn backoff((first, longest): (Duration, Duration), n: u32) -> Duratio
 struct Claimer {
     place: Place,
     wake: watch::Receiver<u64>,
-    slot: OwnedSemaphorePermit,
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 /// What a claim found.
@@ -140,7 +141,8 @@ pub(super) struct BatchBackend {
     charged_first: bool,
     place: Place,
     alone: Arc<Semaphore>,
-    /// One for each batch that may be at work. A claim waits for it: what arrives meanwhile is one batch and not many.
+    /// One for each batch of fresh rows that may be at work. A claim waits for it: what arrives meanwhile is one batch
+    /// and not many.
     slots: Arc<Semaphore>,
     phase: Phase,
 }
@@ -196,7 +198,10 @@ impl BatchBackend {
                 }
                 let rows = claim::claim(&mut tx, queue, lane, limit, &mut place).await?;
                 if !rows.is_empty() {
-                    let alone = if lane == Lane::Charged { alone.take() } else { None };
+                    let (alone, slot) = match lane {
+                        Lane::Charged => (alone.take(), None),
+                        Lane::Fresh => (None, Some(slot)),
+                    };
                     return Ok((Found::Rows(tx, rows, alone), Claimer { place, wake, slot }));
                 }
             }
@@ -205,7 +210,12 @@ impl BatchBackend {
             let nothing = Found::Nothing {
                 beside_trouble: alone.is_none(),
             };
-            Ok((nothing, Claimer { place, wake, slot }))
+            let claimer = Claimer {
+                place,
+                wake,
+                slot: None,
+            };
+            Ok((nothing, claimer))
         })
     }
 
@@ -271,7 +281,7 @@ impl Backend for BatchBackend {
                                 trouble: self.trouble.clone(),
                                 settled: false,
                                 _alone: alone,
-                                slot: Some(claimer.slot),
+                                slot: claimer.slot,
                             };
                             return Poll::Ready(Some(Ok(Task::new(batch))));
                         }

@@ -13,7 +13,8 @@ use tokio::{sync::watch, task::JoinHandle};
 use backend::{Batch, BatchBackend};
 pub(crate) use runner::Runner;
 
-/// Works on a queue over connections of `db`, so many batches of so many rows at once, until `stopping` turns true and what is at work has ended.
+/// Works on a queue over connections of `db`, so many batches of so many rows at once and beside them one row that was in
+/// trouble, until `stopping` turns true and what is at work has ended.
 pub(crate) fn work(
     runner: Arc<Runner>,
     db: &Db,
@@ -26,7 +27,7 @@ pub(crate) fn work(
         .backend(backend)
         // Without this one task would poll all handlers; without a limit there would be no end of them.
         .parallelize(tokio::spawn)
-        .concurrency(batches)
+        .concurrency(batches + 1)
         .build(move |batch: Batch| {
             let runner = Arc::clone(&runner);
             async move { runner.run(batch).await }

@@ -29,9 +29,6 @@ use uuid::Uuid;
 use super::backend::{Batch, backoff};
 use crate::jobs;
 
-/// No step takes nearly as long; one that does is stuck.
-const STEP_PATIENCE: Duration = Duration::from_secs(60);
-
 /// The first and the longest wait of a job that ended in trouble.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
@@ -44,6 +41,7 @@ pub(crate) struct Runner {
     marks: Db,
     signals: Signals,
     keep: Retention,
+    step_patience: Duration,
     failures: Failures,
 }
 
@@ -62,11 +60,12 @@ enum Ended {
 
 impl Runner {
     /// `marks` commit apart from the batches.
-    pub(crate) fn new(marks: Db, signals: Signals, keep: Retention) -> Self {
+    pub(crate) fn new(marks: Db, signals: Signals, keep: Retention, step_patience: Duration) -> Self {
         Self {
             marks,
             signals,
             keep,
+            step_patience,
             failures: Failures::default(),
         }
     }
@@ -154,7 +153,7 @@ impl Runner {
             let endings: Vec<Ending> = claim::settle(&mut tx, outcomes).await?;
             Ok::<_, Error>((endings, next_step))
         };
-        let ran = tokio::time::timeout(STEP_PATIENCE, AssertUnwindSafe(run).catch_unwind()).await;
+        let ran = tokio::time::timeout(self.step_patience, AssertUnwindSafe(run).catch_unwind()).await;
         let trouble = match ran {
             Ok(Ok(Ok((endings, next_step)))) => {
                 // The next batch is claimed while this one waits for the disk.
@@ -175,7 +174,7 @@ impl Runner {
                 error.to_string()
             }
             Ok(Err(_)) => "the handler panicked".to_owned(),
-            Err(_) => format!("the handler took more than {STEP_PATIENCE:?}"),
+            Err(_) => format!("the handler took more than {:?}", self.step_patience),
         };
         tracing::error!(
             error = trouble,

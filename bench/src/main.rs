@@ -5,6 +5,7 @@
 //! To add a figure: a file under `figures/`, a variant of [`Figure`], an arm in [`measure`].
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
 
+mod bulk;
 mod figures;
 mod limit;
 mod load;
@@ -25,6 +26,8 @@ enum Figure {
     P1,
     /// From POST until a worker has begun, when idle.
     P1c,
+    /// A CSV file over HTTP to the end of its job, against copying the same rows.
+    P2,
     /// Making codes against copying the same rows.
     P3,
     /// Polling a job against a server that says hello.
@@ -33,6 +36,8 @@ enum Figure {
     P6,
     /// A draw from large books against a small one, and beside an old snapshot.
     P7,
+    /// Resident memory: idle, taking codes in, making them.
+    P8,
     /// The sweep of lapsed locks against one big statement.
     P9,
 }
@@ -119,10 +124,12 @@ async fn measure(
     match figure {
         Figure::P1 => figures::assign::throughput(stand, effort, report).await,
         Figure::P1c => figures::assign::start_latency(stand, report).await,
+        Figure::P2 => figures::import::measure(stand, effort, report).await,
         Figure::P3 => figures::generate::measure(stand, effort, report).await,
         Figure::P5 => figures::poll::measure(stand, effort, report).await,
         Figure::P6 => figures::till::measure(stand, effort, report).await,
         Figure::P7 => figures::draw::measure(stand, effort, report).await,
+        Figure::P8 => figures::memory::measure(stand, effort, report).await,
         Figure::P9 => figures::sweep::measure(stand, effort, report).await,
     }
 }

@@ -37,6 +37,15 @@ const USERS: usize = 1_000;
 /// How long a job or a start may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// Memory of a process, in MiB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// What is resident now.
+    pub resident: f64,
+    /// The most that was since it started.
+    pub peak: f64,
+}
+
 /// Everything that is measured, running.
 pub(crate) struct Stand {
     server: Embedded,
@@ -159,6 +168,30 @@ impl Stand {
         .await?;
         sqlx::raw_sql("ANALYZE coupons").execute(&self.pool).await?;
         Ok(())
+    }
+
+    /// Empties the table of coupons, for room: each figure measures books of its own.
+    pub(crate) async fn forget_coupons(&self) -> anyhow::Result<()> {
+        sqlx::raw_sql("TRUNCATE coupons; TRUNCATE upload_chunks")
+            .execute(&self.pool)
+            .await?;
+        self.settle().await
+    }
+
+    /// Memory of the service's process.
+    pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
+        let pid = self.service.id().context("the service is not running")?;
+        let path = format!("/proc/{pid}/status");
+        let status = fs::read_to_string(&path).with_context(|| format!("{path} (Linux) cannot be read"))?;
+        let mib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib: Option<f64> = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+            Ok::<_, anyhow::Error>(kib.with_context(|| format!("no {name} in {path}"))? / 1024.0)
+        };
+        Ok(Memory {
+            resident: mib("VmRSS:")?,
+            peak: mib("VmHWM:")?,
+        })
     }
 
     /// Writes what is dirty to disk, so that a measurement does not pay for the one before.

@@ -3,6 +3,8 @@
 pub(crate) mod assign;
 pub(crate) mod draw;
 pub(crate) mod generate;
+pub(crate) mod import;
+pub(crate) mod memory;
 pub(crate) mod poll;
 pub(crate) mod sweep;
 pub(crate) mod till;

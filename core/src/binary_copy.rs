@@ -2,10 +2,15 @@
 //!
 //! Invariant: every row has the number of fields that the writer was made for, in the order of the COPY's columns.
 
+use std::ops::Range;
+
 use chrono::{DateTime, TimeZone, Utc};
 use uuid::Uuid;
 
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+
+/// What stands behind the last row.
+const END: [u8; 2] = (-1i16).to_be_bytes();
 
 /// Rows being written.
 pub(crate) struct Rows {
@@ -98,9 +103,33 @@ impl Rows {
         std::mem::take(&mut self.bytes)
     }
 
+    /// The whole with its rows in the order in which they are named here, by where each lies between what [`Rows::len`] told
+    /// before and after it; in pieces of about `piece` bytes.
+    pub(crate) fn finish_ordered(
+        self,
+        rows: impl Iterator<Item = Range<usize>>,
+        piece: usize,
+    ) -> impl Iterator<Item = Vec<u8>> {
+        let mut rows = rows.fuse();
+        let mut next = Some(HEADER.to_vec());
+        std::iter::from_fn(move || {
+            let mut bytes = next.take()?;
+            bytes.reserve(piece + piece / 8);
+            while bytes.len() < piece {
+                let Some(row) = rows.next() else {
+                    bytes.extend_from_slice(&END);
+                    return Some(bytes);
+                };
+                bytes.extend_from_slice(&self.bytes[row]);
+            }
+            next = Some(Vec::new());
+            Some(bytes)
+        })
+    }
+
     /// The end, with what is left.
     pub(crate) fn finish(mut self) -> Vec<u8> {
-        self.bytes.extend_from_slice(&(-1i16).to_be_bytes());
+        self.bytes.extend_from_slice(&END);
         self.bytes
     }
 }

@@ -4,6 +4,8 @@
 //! time of its event and no other chunk's of the book, so the arrival number of each can be recomputed from the event's
 //! first one: whoever is given the draw's seed can check the draw key of every coupon.
 
+use std::ops::Range;
+
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, postgres::PgCopyIn};
 use uuid::Uuid;
@@ -13,6 +15,18 @@ use crate::{binary_copy::Rows, error::Result};
 
 /// Bytes sent to the database at once: it stores them while the next ones are prepared.
 const SEND: usize = 128 << 10;
+
+/// In which order the rows of a chunk are written; when they arrive, in the order of their keys, is not touched by it.
+///
+/// There are two large indexes, and what is written along one lies anywhere in the other. Neighbours that are written one
+/// after another find their page at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// As their keys: best when these lie all over the book.
+    Keys,
+    /// As they lie in the draw: best when the keys of a chunk are neighbours anyway.
+    Draw,
+}
 
 /// Who adds codes, to what.
 #[derive(Clone)]
@@ -41,6 +55,8 @@ pub(crate) struct New<'a> {
 pub(crate) struct Chunk<'a> {
     copy: PgCopyIn<&'a mut PgConnection>,
     rows: Rows,
+    /// Where each row lies, by its place in the draw, if they are to be written in that order.
+    laid: Option<Vec<(i64, Range<usize>)>>,
     draw: &'a mut DrawState,
     book_id: Uuid,
     created_at: DateTime<Utc>,
@@ -55,6 +71,7 @@ impl<'a> Chunk<'a> {
         book_id: Uuid,
         created_at: DateTime<Utc>,
         valid_until: Option<DateTime<Utc>>,
+        order: Order,
     ) -> Result<Self> {
         let copy = connection
             .copy_in_raw(
@@ -65,6 +82,7 @@ impl<'a> Chunk<'a> {
         Ok(Self {
             copy,
             rows: Rows::new(13),
+            laid: (order == Order::Draw).then(Vec::new),
             draw,
             book_id,
             created_at,
@@ -79,10 +97,12 @@ impl<'a> Chunk<'a> {
         } else {
             "unassigned"
         };
+        let begin = self.rows.len();
+        let draw_key = self.draw.lay(new.key);
         self.rows
             .row()
             .uuid(Some(self.book_id))
-            .i64(self.draw.lay(new.key))
+            .i64(draw_key)
             .time(Some(self.created_at))
             .time(Some(self.created_at))
             .time(new.expires_at)
@@ -94,7 +114,9 @@ impl<'a> Chunk<'a> {
             .uuid(new.holder)
             .time(new.holder.map(|_| self.created_at))
             .time(new.holder.and(self.valid_until));
-        if self.rows.len() >= SEND {
+        if let Some(laid) = &mut self.laid {
+            laid.push((draw_key, begin..self.rows.len()));
+        } else if self.rows.len() >= SEND {
             self.copy.send(self.rows.take()).await?;
         }
         Ok(())
@@ -102,7 +124,16 @@ impl<'a> Chunk<'a> {
 
     /// Sends the rest; here a code that the book has already is a broken primary key.
     pub(crate) async fn finish(mut self) -> Result<()> {
-        self.copy.send(self.rows.finish()).await?;
+        match self.laid {
+            None => self.copy.send(self.rows.finish()).await.map(drop)?,
+            Some(mut laid) => {
+                laid.sort_unstable_by_key(|(draw_key, _)| *draw_key);
+                let rows = laid.into_iter().map(|(_, row)| row);
+                for piece in self.rows.finish_ordered(rows, SEND) {
+                    self.copy.send(piece).await?;
+                }
+            }
+        }
         self.copy.finish().await?;
         Ok(())
     }

@@ -269,7 +269,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::coupon::code::Code as CouponCode;
+    use crate::{coupon::code::Code as CouponCode, generate::permutation::Permutation};
 
     fn read(pattern: &str, alphabet: Option<&str>, check: bool, exact: bool) -> Result<Pattern, Unfit> {
         let given = Given {
@@ -445,6 +445,19 @@ mod tests {
             prop_assert!(keys.is_sorted());
             let distinct: HashSet<&String> = keys.iter().collect();
             prop_assert_eq!(distinct.len(), numbers.len());
+        }
+
+        #[test]
+        fn a_small_space_is_spelled_as_a_whole_and_nothing_twice(
+            (text, alphabet, check, exact) in patterns(), key: [u8; 16],
+        ) {
+            let Ok(pattern) = read(&text, alphabet.as_deref(), check, exact) else { return Ok(()) };
+            let size = pattern.space().min(3_000);
+            let permutation = Permutation::new(&key, pattern.space());
+            let mut numbers: Vec<u128> = (0..size).collect();
+            permutation.apply_all(&mut numbers);
+            let codes: HashSet<String> = numbers.iter().map(|number| spelled(&pattern, *number).0).collect();
+            prop_assert_eq!(codes.len() as u128, size);
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     coupon::{
-        add::{self, Origin},
+        add::{self, Order, Origin},
         draw::DrawState,
         slot,
     },
@@ -30,8 +30,8 @@ use crate::{
     },
 };
 
-/// Codes of a step: about a tenth of a second in which the book's draw is held.
-pub const STEP_CODES: usize = 20_000;
+/// Codes of a step: about a fifth of a second in which the book's draw is held.
+pub const STEP_CODES: usize = 40_000;
 
 /// The most bytes of metadata of a step.
 const STEP_BYTES: usize = 8 << 20;
@@ -310,8 +310,15 @@ impl Generation {
         }
         let first_arrival = draw.arrivals();
         let mut speller = pattern.speller();
-        let mut chunk =
-            add::Chunk::begin(connection, draw, self.origin.book_id, book.created_at, None).await?;
+        let mut chunk = add::Chunk::begin(
+            connection,
+            draw,
+            self.origin.book_id,
+            book.created_at,
+            None,
+            Order::Draw,
+        )
+        .await?;
         for number in numbers {
             let (key, shown) = speller.spell(*number);
             let new = add::New {

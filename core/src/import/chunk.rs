@@ -15,9 +15,6 @@ use super::{
 };
 use crate::error::Result;
 
-/// Records of a step: about a tenth of a second in which the book's draw, or the pool, is held.
-pub const STEP_RECORDS: usize = 20_000;
-
 /// Text of a step, when records are long.
 const STEP_BYTES: i64 = 4 << 20;
 
@@ -33,6 +30,7 @@ pub(crate) struct Numbered<R> {
 }
 
 /// The text that is read.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Source {
     /// Its upload.
     pub(crate) upload_id: Uuid,
@@ -40,6 +38,8 @@ pub(crate) struct Source {
     pub(crate) text_bytes: i64,
     /// Between fields.
     pub(crate) delimiter: u8,
+    /// Records of a step.
+    pub(crate) step_records: usize,
 }
 
 /// Reads records from `place` on until the step is full; `read` makes a row of each.
@@ -52,9 +52,9 @@ pub(crate) async fn read<R>(
     place: Place,
     read: impl Fn(&Record<'_>) -> Result<R, Fault>,
 ) -> Result<Chunk<R>> {
-    let mut chunk = Chunk::new(place);
+    let mut chunk = Chunk::new(place, source.step_records);
     let mut records = Records::new(source.delimiter, place);
-    'pieces: while chunk.end.is_none() && !chunk.is_full(place) {
+    while !chunk.is_full(place) {
         let at = records.read_to();
         let piece = if at < source.text_bytes {
             text::read(connection, source.upload_id, at).await?
@@ -62,41 +62,29 @@ pub(crate) async fn read<R>(
             Vec::new()
         };
         let last = at + i64::try_from(piece.len()).unwrap_or(0) >= source.text_bytes;
-        let mut rest = piece.as_slice();
-        while !chunk.is_full(place) {
-            match records.next(&mut rest, last) {
-                Next::Record(record) => {
-                    chunk.push(&record, read(&record));
-                    chunk.place = records.place();
-                }
-                Next::NeedInput => break,
-                Next::End => {
-                    chunk.place = records.place();
-                    chunk.end = Some(End::Whole);
-                    break;
-                }
-                // What cannot be read gets a step of its own, which leaves the cursor where it is.
-                Next::Unclosed(_) | Next::TooLong(_) if !chunk.lines.is_empty() => break 'pieces,
-                Next::Unclosed(line) => {
-                    chunk.stop(
-                        line,
-                        "unclosed_quote",
-                        "A quote that is opened on this line never closes.".into(),
-                    );
-                    break;
-                }
-                Next::TooLong(line) => {
-                    let detail = format!(
-                        "The record that starts on this line is longer than {} KiB; a quote may be open.",
-                        MAX_RECORD >> 10
-                    );
-                    chunk.stop(line, "record_too_long", detail);
-                    break;
-                }
-            }
+        if !chunk.fill(&mut records, place, &piece, last, &read) {
+            break;
         }
     }
     Ok(chunk)
+}
+
+/// Reads records from `place` on out of a text that begins there, until the step is full or the text is used up. What
+/// cannot be read at all is left to [`read`], and so is a record that does not end in the text.
+pub(crate) fn read_piece<R>(
+    source: &Source,
+    place: Place,
+    text: &[u8],
+    read: impl Fn(&Record<'_>) -> Result<R, Fault>,
+) -> Chunk<R> {
+    let mut chunk = Chunk::new(place, source.step_records);
+    let mut records = Records::new(source.delimiter, place);
+    let last = place.offset + i64::try_from(text.len()).unwrap_or(0) >= source.text_bytes;
+    chunk.fill(&mut records, place, text, last, &read);
+    if matches!(chunk.end, Some(End::Stopped(_))) {
+        return Chunk::new(place, source.step_records);
+    }
+    chunk
 }
 
 /// Why reading ended.
@@ -109,6 +97,8 @@ pub(crate) enum End {
 
 /// The records of a step: good ones as rows, the others as faults.
 pub(crate) struct Chunk<R> {
+    /// Records that it may hold.
+    most: usize,
     /// The good ones.
     pub(crate) rows: Vec<Numbered<R>>,
     /// What keeps others out, by record.
@@ -126,8 +116,9 @@ pub(crate) struct Chunk<R> {
 }
 
 impl<R> Chunk<R> {
-    fn new(place: Place) -> Self {
+    fn new(place: Place, most: usize) -> Self {
         Self {
+            most,
             rows: Vec::new(),
             faults: Vec::new(),
             lines: Vec::new(),
@@ -139,8 +130,49 @@ impl<R> Chunk<R> {
         }
     }
 
+    /// Takes the records of a piece until the chunk is full; says whether it goes on with the next piece.
+    fn fill(
+        &mut self,
+        records: &mut Records,
+        from: Place,
+        mut piece: &[u8],
+        last: bool,
+        read: &impl Fn(&Record<'_>) -> Result<R, Fault>,
+    ) -> bool {
+        while !self.is_full(from) {
+            match records.next(&mut piece, last) {
+                Next::Record(record) => {
+                    self.push(&record, read(&record));
+                    self.place = records.place();
+                }
+                Next::NeedInput => return true,
+                Next::End => {
+                    self.place = records.place();
+                    self.end = Some(End::Whole);
+                    return false;
+                }
+                // What cannot be read gets a step of its own, which leaves the cursor where it is.
+                Next::Unclosed(_) | Next::TooLong(_) if !self.lines.is_empty() => return false,
+                Next::Unclosed(line) => {
+                    let detail = "A quote that is opened on this line never closes.".to_owned();
+                    self.stop(line, "unclosed_quote", detail);
+                    return false;
+                }
+                Next::TooLong(line) => {
+                    let detail = format!(
+                        "The record that starts on this line is longer than {} KiB; a quote may be open.",
+                        MAX_RECORD >> 10
+                    );
+                    self.stop(line, "record_too_long", detail);
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
     fn is_full(&self, from: Place) -> bool {
-        self.lines.len() >= STEP_RECORDS || self.place.offset - from.offset >= STEP_BYTES
+        self.lines.len() >= self.most || self.place.offset - from.offset >= STEP_BYTES
     }
 
     fn push(&mut self, record: &Record<'_>, read: Result<R, Fault>) {

@@ -5,7 +5,7 @@
 use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 
-/// Reads RFC 3339, or `YYYY-MM-DD[ HH:MM[:SS]]` in `zone`. A local time that occurs twice means the later one, one that
+/// Reads RFC 3339, the same as PostgreSQL writes it (`2026-12-31 22:00:00.5+00`), or `YYYY-MM-DD[ HH:MM[:SS]]` in `zone`. A local time that occurs twice means the later one, one that
 /// a change of the clocks leaves out means the first moment after it.
 pub(super) fn parse(text: &str, zone: Tz) -> Option<DateTime<Utc>> {
     let text = text.trim();
@@ -14,7 +14,9 @@ pub(super) fn parse(text: &str, zone: Tz) -> Option<DateTime<Utc>> {
             date.checked_add_days(Days::new(1))?.and_time(NaiveTime::MIN),
             zone,
         )
-    } else if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+    } else if let Ok(time) = DateTime::parse_from_rfc3339(text)
+        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z"))
+    {
         Some(time.with_timezone(&Utc))
     } else {
         let text = text.replacen('T', " ", 1);
@@ -47,6 +49,9 @@ mod tests {
             ("2026-01-01T12:30:15", "2026-01-01T11:30:15+00:00"),
             ("2026-07-01T12:30:15Z", "2026-07-01T12:30:15+00:00"),
             ("2026-07-01T12:30:15+05:00", "2026-07-01T07:30:15+00:00"),
+            ("2026-12-31 22:00:00+00", "2026-12-31T22:00:00+00:00"),
+            ("2026-12-31 22:00:00.25-03", "2027-01-01T01:00:00.250+00:00"),
+            ("2026-12-31 22:00:00+05:30", "2026-12-31T16:30:00+00:00"),
             ("2026-03-29 02:30", "2026-03-29T01:00:00+00:00"),
             ("2026-10-25 02:30", "2026-10-25T01:30:00+00:00"),
         ] {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Settings,
-    records::{Next, Place, Records},
+    records::{MAX_COLUMNS, Next, Place, Records},
     report::{OWN_COLUMNS, ends_with_own_columns},
 };
 use crate::error::{Code, Error, Refusal, Result};
@@ -211,6 +211,10 @@ struct Sample {
     records: Vec<Vec<String>>,
     /// The lengths agree, or nearly.
     counts: Vec<usize>,
+    /// Whether the first record has more columns than are read.
+    too_wide: bool,
+    /// Whether a first record begins in the head but does not end there.
+    too_long: bool,
     start: Place,
     after_first: Place,
 }
@@ -222,6 +226,8 @@ impl Sample {
             delimiter,
             records: Vec::new(),
             counts: Vec::new(),
+            too_wide: false,
+            too_long: !whole && body.iter().any(|byte| !matches!(byte, b'\r' | b'\n')),
             start,
             after_first: start,
         };
@@ -232,6 +238,7 @@ impl Sample {
             };
             sample.counts.push(record.len());
             if sample.records.is_empty() {
+                (sample.too_wide, sample.too_long) = (record.too_wide, false);
                 let fields = record
                     .fields()
                     .map(|field| String::from_utf8_lossy(field).into_owned())
@@ -286,6 +293,17 @@ fn find_numbered(width: usize, settings: &Settings) -> Option<usize> {
 }
 
 fn layout(sample: &Sample, settings: &Settings, names: &[&str]) -> Result<Layout> {
+    if sample.too_long {
+        let detail = format!(
+            "The first record is longer than {} KiB: it has far too many columns, or a quote in it is open.",
+            HEAD_BYTES >> 10
+        );
+        return Err(Error::invalid("", "record_too_long", detail));
+    }
+    if sample.too_wide {
+        let detail = format!("The file has more than {MAX_COLUMNS} columns.");
+        return Err(Error::invalid("", "too_many_columns", detail));
+    }
     let first = sample.first();
     let width = first.len().max(1);
     let named = if settings.has_header == Some(false) {
@@ -432,6 +450,29 @@ mod tests {
         assert_eq!((by_number.code, by_number.line), (1, 1));
         assert_eq!(refused(text, &told("3", Some(false))), Code::CsvHeaderMissing);
         assert_eq!(refused(text, &told("nothing", None)), Code::CsvHeaderMissing);
+    }
+
+    #[test]
+    fn a_first_record_without_end_or_with_too_many_columns_is_refused() {
+        let reason = |text: &str, whole| match detect(text.as_bytes(), whole, &Settings::default()) {
+            Err(Error::Invalid(faults)) => faults[0].code,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(reason(&"x".repeat(HEAD_BYTES), false), "record_too_long");
+        assert_eq!(
+            reason(&format!("\n\"{}", "a,b\n".repeat(9)), false),
+            "record_too_long"
+        );
+        assert_eq!(
+            reason(&format!("code{}\nA\n", ",".repeat(MAX_COLUMNS)), true),
+            "too_many_columns"
+        );
+        assert_eq!(
+            reason(&format!("a{}\nA\n", ",b".repeat(5_000)), true),
+            "too_many_columns"
+        );
+        assert_eq!(found("\"a\nb").width, 1); // read to its end, which is told of when it is read
+        assert_eq!(detect(b"\n\r\n", false, &Settings::default()).unwrap().width, 1);
     }
 
     #[test]

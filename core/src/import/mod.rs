@@ -18,6 +18,7 @@ pub mod step;
 pub mod sweep;
 pub mod upload;
 
+mod ahead;
 pub(crate) mod chunk;
 mod clock;
 mod plan;

@@ -179,26 +179,30 @@ impl Known {
     /// Decides the rows in order.
     pub(super) fn decide(mut self, rows: Vec<Numbered<Row>>) -> Plan {
         let mut plan = Plan::default();
-        let mut made: HashSet<String> = HashSet::with_capacity(rows.len());
-        for Numbered { record, row } in rows {
-            let own = self
-                .codes
-                .get(&row.key)
-                .copied()
-                .or_else(|| made.contains(&row.key).then_some(true));
+        let mut made: HashSet<&str> = HashSet::with_capacity(rows.len());
+        let mut decided: Vec<Result<Option<Uuid>, Fault>> = Vec::with_capacity(rows.len());
+        for Numbered { row, .. } in &rows {
+            let own = match self.codes.get(&row.key) {
+                Some(own) => Some(*own),
+                None => made.contains(row.key.as_str()).then_some(true),
+            };
             let holder = match own {
                 Some(own) => Err(duplicate(own)),
                 None => self.admit(row.email.as_deref()),
             };
-            match holder {
-                Ok(holder) => {
-                    if let Some(user) = holder {
-                        *self.held.entry(user).or_default() += 1;
-                        *plan.shares.entry(user).or_default() += 1;
-                    }
-                    made.insert(row.key.clone());
-                    plan.made.push(Made { row, holder });
+            if let Ok(holder) = &holder {
+                made.insert(&row.key);
+                if let Some(user) = holder {
+                    *self.held.entry(*user).or_default() += 1;
+                    *plan.shares.entry(*user).or_default() += 1;
                 }
+            }
+            decided.push(holder);
+        }
+        plan.made.reserve(made.len());
+        for (Numbered { record, row }, holder) in rows.into_iter().zip(decided) {
+            match holder {
+                Ok(holder) => plan.made.push(Made { row, holder }),
                 Err(fault) => plan.faults.push((record, fault)),
             }
         }

@@ -25,7 +25,7 @@ const MAX_METADATA: usize = 16 << 10;
 const MAX_EMAIL: usize = 254;
 
 /// What of a book the reading of a row needs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
     /// Whether case, spaces and dashes make codes different.
     pub exact_codes: bool,
@@ -149,7 +149,8 @@ fn read_code(field: &[u8], column: usize) -> Result<Code, Fault> {
     })
 }
 
-/// A field of a column that need not be there; blank is nothing.
+/// A field of a column that need not be there. Nothing is blank, or what MySQL writes for it: `\N`, and `NULL` in files of
+/// its tools.
 fn optional<T>(
     record: &Record<'_>,
     column: Option<usize>,
@@ -158,7 +159,7 @@ fn optional<T>(
     let Some(column) = column else { return Ok(None) };
     let text = String::from_utf8_lossy(record.field(column));
     match text.trim() {
-        "" => Ok(None),
+        "" | "\\N" | "NULL" => Ok(None),
         text => read(text)
             .map(Some)
             .map_err(|(reason, detail)| Fault::new(Some(column), reason, detail)),
@@ -183,7 +184,7 @@ fn read_metadata(record: &Record<'_>, layout: &Layout) -> Result<Option<String>,
                 "The field has a NUL character.",
             ));
         }
-        if !field.is_empty() && !object.contains_key(name) {
+        if !matches!(field, b"" | b"\\N") && !object.contains_key(name) {
             object.insert(name.clone(), String::from_utf8_lossy(field).into_owned().into());
         }
     }
@@ -250,7 +251,8 @@ mod tests {
             "code,user_email,expires_at,max_redemptions,metadata,shop\n\
              ab-1, Ann@example.com ,2026-01-01,5,\"{\"\"a\"\":1}\",x\n\
              B2,,,,,\n\
-             C3\n",
+             C3\n\
+             D4,\\N,NULL,\\N,NULL,\\N\n",
             true,
         );
         let first = rows[0].as_ref().unwrap();
@@ -270,6 +272,12 @@ mod tests {
         );
         assert_eq!(second.metadata, None);
         assert_eq!(rows[2].as_ref().unwrap().key, "C3");
+        let last = rows[3].as_ref().unwrap();
+        assert_eq!(
+            (last.email.as_ref(), last.expires_at, last.allowed),
+            (None, None, 2)
+        );
+        assert_eq!(last.metadata, None);
     }
 
     #[test]

@@ -11,9 +11,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-pub use super::chunk::STEP_RECORDS;
 use super::{
-    Mode, Settings,
+    Mode, Settings, ahead,
     chunk::{self, Chunk, End},
     dialect::Layout,
     plan::{DUPLICATE_IN_BOOK, DUPLICATE_IN_FILE, Known, Lookup, Plan, Scope},
@@ -30,6 +29,10 @@ use crate::{
         ledger,
     },
 };
+
+/// Records of a step: a third of a second in which the book's draw is held. They lie all over the book, so the more of
+/// them are sorted at once, the more neighbours are written one after another.
+pub const STEP_RECORDS: usize = 40_000;
 
 /// What the tables `imports` and `pool_imports` keep in `settings`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -49,6 +52,7 @@ pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome
         return Ok(Finished::undecodable());
     };
     if ledger::is_cancelled(connection, job_id).await? {
+        ahead::forget(import.upload_id);
         return Ok(import.finished(State::Cancelled, None));
     }
     if !slot::take(connection, import.origin.book_id, job_id).await? {
@@ -58,6 +62,9 @@ pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome
         Err(Error::Refused(refusal)) => import.finished(State::Failed, Some(refusal)),
         done => done?,
     };
+    if matches!(outcome, Outcome::Finished(_)) {
+        ahead::forget(import.upload_id);
+    }
     if matches!(outcome, Outcome::Finished(_)) && import.counts.accepted >= slot::STATISTICS_FROM {
         slot::refresh_statistics(connection).await?;
     }
@@ -182,7 +189,7 @@ impl Import {
             self.begin_again(connection).await?;
         }
         let rules = BookRules::read(connection, self.origin.book_id).await?;
-        let mut chunk = self.parse(connection, &rules.rows).await?;
+        let mut chunk = self.parse(connection, rules.rows).await?;
         // From here on no other job can add codes to this book or give coupons of it away.
         let mut draw = DrawState::lock(connection, self.origin.book_id).await?;
         if BookRules::read(connection, self.origin.book_id).await? != rules {
@@ -201,6 +208,7 @@ impl Import {
         let mut plan = known.decide(std::mem::take(&mut chunk.rows));
         chunk.faults.append(&mut plan.faults);
         self.count(&chunk, &plan);
+        self.parse_ahead(connection, &chunk, rules.rows).await?;
         if self.validating {
             write::seen(connection, self.origin.job_id, &plan).await?;
         } else if let Some(created_at) = write::coupons(connection, &self.origin, &mut draw, plan).await? {
@@ -220,16 +228,46 @@ impl Import {
         Ok(outcome)
     }
 
-    /// Reads the records of the step.
-    async fn parse(&self, connection: &mut PgConnection, rules: &Rules) -> Result<Chunk<Row>> {
-        let source = chunk::Source {
+    fn source(&self) -> chunk::Source {
+        chunk::Source {
             upload_id: self.upload_id,
             text_bytes: self.text_bytes,
             delimiter: self.layout.delimiter_byte(),
-        };
-        chunk::read(connection, &source, self.place, |record| {
-            row::read(record, &self.layout, rules)
+            step_records: STEP_RECORDS,
+        }
+    }
+
+    /// The records of the step, which may have been read ahead.
+    async fn parse(&self, connection: &mut PgConnection, rules: Rules) -> Result<Chunk<Row>> {
+        if let Some(chunk) = ahead::take(self.upload_id, self.place, rules).await {
+            return Ok(chunk);
+        }
+        chunk::read(connection, &self.source(), self.place, |record| {
+            row::read(record, &self.layout, &rules)
         })
+        .await
+    }
+
+    /// Has the records of the next step read, which will be about as long as this one.
+    async fn parse_ahead(
+        &self,
+        connection: &mut PgConnection,
+        chunk: &Chunk<Row>,
+        rules: Rules,
+    ) -> Result<()> {
+        if chunk.end.is_some() {
+            return Ok(());
+        }
+        let length = chunk.place.offset - self.place.offset;
+        let length = length + length / 16;
+        ahead::begin(
+            connection,
+            self.source(),
+            chunk.place,
+            length,
+            &self.layout,
+            rules,
+        )
         .await
     }
 
@@ -387,24 +425,10 @@ async fn guard_seen(connection: &mut PgConnection, job_id: Uuid, first: bool) ->
 }
 
 /// What of the book's configuration decides.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct BookRules {
     rows: Rules,
     max_assignments_per_user: Option<i32>,
-}
-
-impl PartialEq for BookRules {
-    fn eq(&self, other: &Self) -> bool {
-        let key = |rules: &Self| {
-            (
-                rules.rows.exact_codes,
-                rules.rows.redemptions_per_coupon,
-                rules.rows.zone,
-                rules.max_assignments_per_user,
-            )
-        };
-        key(self) == key(other)
-    }
 }
 
 impl BookRules {

@@ -83,6 +83,9 @@ pub async fn accept(
     Ok(job_id)
 }
 
+/// Records of a step: about a tenth of a second in which the pool is held.
+const STEP_RECORDS: usize = 20_000;
+
 #[derive(sqlx::FromRow)]
 struct Row {
     pool_id: Uuid,
@@ -131,6 +134,7 @@ impl Row {
             upload_id: self.upload_id,
             text_bytes: self.bytes,
             delimiter: layout.delimiter_byte(),
+            step_records: STEP_RECORDS,
         };
         let place = Place {
             offset: self.cursor,

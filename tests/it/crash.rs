@@ -8,7 +8,6 @@
 
 mod deadly_job;
 mod frozen;
-mod killed_import;
 mod restarts;
 mod server;
 mod workers;
@@ -45,7 +44,7 @@ pub(crate) struct Cluster {
     dir: TempDir,
     pub(crate) url: String,
     /// For looking; its connections do not bear the service's name.
-    pool: PgPool,
+    pub(crate) pool: PgPool,
     key: String,
     pub(crate) users: Vec<Uuid>,
 }

@@ -102,7 +102,7 @@ through('empty', () => fresh, () => ({ overview: '/', ...everyList, distribute: 
   assert.equal(await page.getByRole('alert').count(), 0, 'nothing is wrong with an empty service')
   // A list says what it would hold and offers the next thing to do.
   if (Object.values(everyList).includes(address) && !/users|jobs|audit/.test(address)) {
-    await page.locator('.empty').getByRole('button').or(page.locator('.empty').getByRole('link')).first().waitFor({ timeout: 3_000 })
+    await page.locator('.empty').getByRole('button').or(page.locator('.empty').getByRole('link')).first().waitFor()
   }
 })
 
@@ -110,13 +110,13 @@ through('loading', () => full, () => things(full), async (page, address, look) =
   const held = []
   await page.route(isContent, (route) => held.push(route))
   await page.goto(address, { waitUntil: 'domcontentloaded' })
-  await page.locator('main [aria-busy=true]').first().waitFor({ timeout: 5_000 })
+  await page.locator('main [aria-busy=true]').first().waitFor()
   await page.waitForTimeout(250) // placeholders appear a moment late, so that quick answers do not flicker
   await look()
   assert.equal(await page.getByRole('alert').count(), 0)
   await page.unroute(isContent)
   await Promise.all(held.map((route) => route.continue().catch(() => {})))
-  await page.locator('main [aria-busy=true]').first().waitFor({ state: 'detached', timeout: 10_000 })
+  await page.locator('main [aria-busy=true]').first().waitFor({ state: 'detached' })
 })
 
 through('error', () => full, () => things(full), async (page, address, look) => {
@@ -125,13 +125,13 @@ through('error', () => full, () => things(full), async (page, address, look) => 
   await page.route(isContent, refuse)
   await page.goto(address)
   const again = page.getByRole('main').getByRole('button', { name: 'Try again' }).first()
-  await again.waitFor({ timeout: 8_000 })
+  await again.waitFor()
   await page.getByText(problem.request_id).first().waitFor()
   await look()
   await page.unroute(isContent, refuse)
   // One press each; what asks again by itself may have been quicker.
   for (let n = 0; n < 6 && (await again.count()); n++) await again.click({ timeout: 1_000 }).catch(() => {})
-  await page.getByRole('alert').first().waitFor({ state: 'detached', timeout: 8_000 })
+  await page.getByRole('alert').first().waitFor({ state: 'detached' })
 })
 
 through('long', () => full, () => things(full), async (page, address, look) => {

@@ -2,7 +2,6 @@
 import { api, body, type Schemas } from './client'
 
 export type NewSchedule = Schemas['NewSchedule']
-export type Schedule = Schemas['Schedule']
 export type When = Schemas['SchedulePreviewRequest']
 /** A null in a body means absent: what is emptied is named. */
 export type ScheduleChange = Schemas['ScheduleChange'] & { clear?: 'ends_at'[] }

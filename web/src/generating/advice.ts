@@ -5,7 +5,7 @@ const ALPHABETS: Record<string, string> = { digits: DIGITS, letters: LETTERS, al
 const alphabetOf = (name: string) => ALPHABETS[name] ?? DIGITS + LETTERS
 
 /** Drawn once, so that the samples do not flicker while one types. */
-const DRAWN = crypto.getRandomValues(new Uint8Array(4 * 200))
+const DRAWN = crypto.getRandomValues(new Uint8Array(3 * 200))
 
 /** `#` a digit, `?` a letter, `*` one of the alphabet, `\` makes the next a literal. Null when it spells nothing new. */
 export function space(pattern: string, alphabet = 'alphanumeric'): number | null {
@@ -21,7 +21,7 @@ export function space(pattern: string, alphabet = 'alphanumeric'): number | null
 }
 
 /** Codes as a pattern spells them, without the check character, which is the service's to reckon. */
-export function samples(pattern: string, alphabet = 'alphanumeric', count = 4): string[] {
+export function samples(pattern: string, alphabet = 'alphanumeric', count = 3): string[] {
   const sets: Record<string, string> = { '#': DIGITS, '?': LETTERS, '*': alphabetOf(alphabet) }
   return Array.from({ length: count }, (_, n) => {
     let code = ''

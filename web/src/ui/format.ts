@@ -79,7 +79,7 @@ export function bytes(count: number): string {
 }
 
 export function percent(part: number, whole: number): string {
-  if (whole <= 0) return '0 %'
+  if (whole <= 0) return '0\u00a0%'
   const share = (part / whole) * 100
   return share > 0 && share < 1 ? '<\u00a01\u00a0%' : `${Math.round(share)}\u00a0%`
 }

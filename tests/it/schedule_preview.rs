@@ -10,11 +10,13 @@ async fn the_fires_are_those_that_the_schedule_has_once_it_is_made() {
     let service = Service::without_workers().await;
     let admin = service.admin().await;
     let book_id = admin.book(json!({})).await;
-    let when = json!({ "cron": "30 2 * * *", "time_zone": "Europe/Berlin", "ends_at": "2031-01-01T00:00:00Z" });
+    let when =
+        json!({ "cron": "30 2 * * *", "time_zone": "Europe/Berlin", "ends_at": "2031-01-01T00:00:00Z" });
     let seen = admin.post(PREVIEW, when.clone()).await.expect(200);
     assert_eq!(seen["data"].as_array().map(Vec::len), Some(10));
 
-    let mut body = json!({ "name": "S", "kind": "export", "export": { "kind": "coupons", "book_id": book_id } });
+    let mut body =
+        json!({ "name": "S", "kind": "export", "export": { "kind": "coupons", "book_id": book_id } });
     body.as_object_mut()
         .unwrap()
         .extend(when.as_object().unwrap().clone());

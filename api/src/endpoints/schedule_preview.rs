@@ -67,9 +67,11 @@ impl SchedulePreviews {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => return once::again(answer),
         };
-        let fires = outlook(once.tx(), &when, SHOWN).await.map(|fires| SchedulePreview {
-            data: fires.into_iter().map(Time::from).collect(),
-        });
+        let fires = outlook(once.tx(), &when, SHOWN)
+            .await
+            .map(|fires| SchedulePreview {
+                data: fires.into_iter().map(Time::from).collect(),
+            });
         once.finish(fires, |_| None).await
     }
 }

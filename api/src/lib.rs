@@ -27,7 +27,7 @@ pub mod schema;
 pub mod server;
 pub mod time;
 pub mod verbatim;
-mod web;
+pub mod web;
 mod wire;
 
 #[cfg(test)]
@@ -52,7 +52,7 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
         api_keys, assign, audit, auth, books, codes, coupons, distributions, exports, generate, health, jobs,
-        jobs_admin, me, pools, redemptions, schedules, setup, stats, till, users,
+        jobs_admin, me, pools, redemptions, schedule_preview, schedules, setup, stats, till, users,
     };
     let endpoints = (
         books::Books { app: app.clone() },
@@ -69,6 +69,7 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         (
             pools::Pools { app: app.clone() },
             distributions::Distributions { app: app.clone() },
+            schedule_preview::SchedulePreviews { app: app.clone() },
             schedules::Schedules { app: app.clone() },
         ),
         (

@@ -73,9 +73,14 @@ fn built(path: &str) -> Option<Content> {
 /// Where the page lies for the router, whose `/` belongs to the API that is nested there.
 const PAGE: &str = "/index.html";
 
+/// Whether this build holds the UI.
+pub fn is_built() -> bool {
+    built("index.html").is_some()
+}
+
 /// Adds the page and its files to a route.
 pub(crate) fn routes(route: Route) -> Route {
-    if built("index.html").is_none() {
+    if !is_built() {
         return route
             .at(PAGE, get(unbuilt("text/html; charset=utf-8", UNBUILT_PAGE)))
             .at(
@@ -98,7 +103,7 @@ pub(crate) fn routes(route: Route) -> Route {
 /// Sends whoever asks for a page to the UI, which knows its own addresses; without a UI there is only the first page.
 pub(crate) fn page_of(mut request: Request) -> Request {
     let is_first = request.uri().path() == "/" && is_read(&request);
-    if is_first || (wants_a_page(&request) && built("index.html").is_some()) {
+    if is_first || (wants_a_page(&request) && is_built()) {
         *request.uri_mut() = Uri::from(PathAndQuery::from_static(PAGE));
     }
     request

@@ -218,9 +218,15 @@ async fn first_admin_hint(url: &str, keys: &TokenKeys, address: std::net::Socket
     let mut connection = db.pool().acquire().await.ok()?;
     let has_admin = user::has_admin(&mut connection).await.ok()?;
     let token = setup_token(keys);
+    // Behind the #, which browsers send to nobody.
+    let page = if coupon_api::web::is_built() {
+        format!("http://{address}/setup#token={token}\n\nor without a browser:\n\n  ")
+    } else {
+        String::new()
+    };
     (!has_admin).then(|| {
         format!(
-            "there is no administrator yet; make one, once, with a password of your own:\n\n  \
+            "there is no administrator yet; make one, once, with a password of your own:\n\n  {page}\
              curl http://{address}/v1/setup -H 'Content-Type: application/json' \\\n    \
              -d '{{\"token\":\"{token}\",\"email\":\"you@example.com\",\"name\":\"You\",\"password\":\"…\"}}'\n"
         )

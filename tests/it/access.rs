@@ -123,6 +123,7 @@ const TABLE: &[Row] = &[
     ("GET /v1/distributions/{id}/proof", Thing::Distribution, "", ["403", "409/409/404", "403", "403", "403", "409/409/404"]),
     ("GET /v1/schedules", Thing::None, "", ADMIN),
     ("POST /v1/schedules", Thing::Pool, r#"{"name":"S","kind":"distribution","cron":"0 9 * * 1","distribution":{"book_id":"{open}","pool_id":"{id}","mode":"equal","per_user":1}}"#, ["403", "201/201/404", "403", "403", "403", "201/201/404"]),
+    ("POST /v1/schedules/preview", Thing::None, r#"{"cron":"0 9 * * 1"}"#, ADMIN),
     ("GET /v1/schedules/{id}", Thing::Schedule, "", ADMIN_ONE),
     ("PATCH /v1/schedules/{id}", Thing::Schedule, r#"{"name":"S"}"#, ADMIN_ONE),
     ("DELETE /v1/schedules/{id}", Thing::Schedule, "", ["403", "204/204/404", "403", "403", "403", "204/204/404"]),

@@ -91,6 +91,7 @@ const DUE: &[(&str, &str, &str)] = &[
     ("GET /v1/distributions/{id}/proof", "200", "404 409"),
     ("POST /v1/schedules", "201", "404 409 422"),
     ("GET /v1/schedules", "200", "422"),
+    ("POST /v1/schedules/preview", "200", "422"),
     ("GET /v1/schedules/{id}", "200", "404"),
     ("PATCH /v1/schedules/{id}", "200", "404 409 412 422"),
     ("DELETE /v1/schedules/{id}", "204", "404"),

@@ -40,6 +40,7 @@ mod queue;
 mod races;
 mod readme;
 mod retention;
+mod schedule_preview;
 mod schedules;
 mod schema;
 mod spellings;

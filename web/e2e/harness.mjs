@@ -140,12 +140,12 @@ export async function settled(page) {
 const KEPT = ['overview-light', 'book-light', 'new-book', 'import', 'generate', 'distribute-light', 'my-coupons-dark-360', 'use-dark-360']
 
 /** With SCREENSHOTS=1 the documents' pictures are made anew; with a directory, all are laid there to be looked at. */
-export async function shot(page, name) {
+export async function shot(page, name, whole = false) {
   const wanted = process.env.SCREENSHOTS
   if (!wanted || (wanted === '1' && !KEPT.includes(name))) return
   const place = wanted === '1' ? shots : wanted
   mkdirSync(place, { recursive: true })
-  await page.screenshot({ path: join(place, `${name}.png`) })
+  await page.screenshot({ path: join(place, `${name}.png`), fullPage: whole })
 }
 
 export const csv = (codes) => ({ name: 'spring-sale.csv', mimeType: 'text/csv', buffer: Buffer.from(['code', ...codes].join('\n')) })

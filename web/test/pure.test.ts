@@ -3,7 +3,7 @@ import { asProblem, Problem, problemOf } from '@/api/problem'
 import { changes } from '@/audit/changes'
 import { emptyForm, fromBook, fromLocal, toBody, toChange, toLocal } from '@/books/form'
 import { emptyDistribution, toWanted } from '@/distributions/form'
-import { odds, space } from '@/generating/advice'
+import { odds, samples, space } from '@/generating/advice'
 import { parseFilter, writeFilter } from '@/jobs/filter'
 import { fromCron, offsetAt, toCron } from '@/schedules/cron'
 import { bytes, clockface, compact, duration, grouped, percent, relative } from '@/ui/format'
@@ -15,7 +15,7 @@ describe('numbers and times', () => {
     expect([duration(9.6), duration(125), duration(3_900)]).toEqual(['10 s', '2 min', '1 h 5 min'])
     expect([clockface(247), clockface(0), clockface(3_661)]).toEqual(['4:07', '0:00', '1:01:01'])
     expect([bytes(999), bytes(1_500), bytes(25_000_000)]).toEqual(['999 B', '1.5 kB', '25 MB'])
-    expect([percent(1, 1_000), percent(1, 2), percent(0, 0)]).toEqual(['< 1 %', '50 %', '0 %'])
+    expect([percent(1, 1_000), percent(1, 2), percent(0, 0)]).toEqual(['<\u00a01\u00a0%', '50\u00a0%', '0\u00a0%'])
   })
   test('relative to the clock that is given, not to the browser’s', () => {
     const now = Date.parse('2030-01-01T12:00:00Z')
@@ -58,6 +58,7 @@ test('cron lines that have words, and those that have none', () => {
 
 test('how much a pattern spells', () => {
   expect([space('SALE-####'), space('\\#??'), space('**', 'digits'), space('PLAIN')]).toEqual([10_000, 676, 100, null])
+  for (const code of samples('CB-##\\#?*', 'digits')) expect(code).toMatch(/^CB-\d\d#[A-Z]\d$/)
   expect([odds(1 / 4_000_000), odds(1)]).toEqual(['1 in 4,000,000', '100 %'])
 })
 

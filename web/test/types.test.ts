@@ -7,4 +7,4 @@ import { generate } from '../scripts/types.mjs'
 test('the types are those of docs/openapi.json; if not, `npm run types` writes them', async () => {
   const written = readFileSync(new URL('../src/api/schema.d.ts', import.meta.url), 'utf8')
   expect(written === (await generate())).toBe(true)
-})
+}, 60_000)

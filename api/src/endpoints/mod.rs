@@ -19,6 +19,7 @@ pub mod jobs_admin;
 pub mod me;
 pub mod pools;
 pub mod redemptions;
+pub mod schedule_preview;
 pub mod schedules;
 pub mod setup;
 pub mod stats;

@@ -7,6 +7,7 @@
 
 pub mod cron;
 pub mod fire;
+pub mod outlook;
 mod store;
 mod tick;
 
@@ -16,7 +17,7 @@ use uuid::Uuid;
 pub use store::{delete, find, insert, list, update};
 pub use tick::take_tick;
 
-use self::cron::Pattern;
+use self::{cron::Pattern, outlook::When};
 use crate::{
     distribution,
     error::{Error, Result},
@@ -177,38 +178,29 @@ impl Settings {
             ));
         }
         self.task.check()?;
-        cron::zone(&self.time_zone)?;
-        match (&self.run_at, &self.cron) {
-            (None, None) => Err(Error::invalid(
-                "/run_at",
-                "required",
-                "Say when: run_at for one time, cron for again and again.",
-            )),
-            (Some(_), Some(_)) => Err(Error::invalid(
-                "/cron",
-                "unexpected",
-                "A schedule has one of run_at and cron.",
-            )),
-            (Some(run_at), None) if self.ends_at.is_some_and(|ends_at| ends_at <= *run_at) => Err(
-                Error::invalid("/ends_at", "out_of_range", "It would end before it fires."),
-            ),
-            (Some(_), None) => Ok(None),
-            (None, Some(_)) if self.task.has_seed() => Err(Error::invalid(
+        let when = self.when();
+        if when.run_at.is_none() && when.cron.is_some() && self.task.has_seed() {
+            return Err(Error::invalid(
                 "/distribution/seed",
                 "unexpected",
                 "A seed that is used again is no secret any more; leave it out, and each fire makes its own.",
-            )),
-            (None, Some(cron)) => Ok(Some(Pattern::parse(cron, &self.time_zone, now)?)),
+            ));
+        }
+        when.check(now)
+    }
+
+    fn when(&self) -> When {
+        When {
+            run_at: self.run_at,
+            cron: self.cron.clone(),
+            time_zone: self.time_zone.clone(),
+            ends_at: self.ends_at,
         }
     }
 
     /// The first fire behind `after`, if there is one before the end.
     fn next(&self, pattern: Option<&Pattern>, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let next = match pattern {
-            Some(pattern) => pattern.next(after),
-            None => self.run_at.filter(|run_at| *run_at > after),
-        };
-        next.filter(|next| self.ends_at.is_none_or(|ends_at| *next < ends_at))
+        self.when().next(pattern, after)
     }
 }
 

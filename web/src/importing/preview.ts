@@ -68,7 +68,7 @@ function join(parts: Uint8Array[], size: number): Uint8Array {
   return all
 }
 
-export function guessEncoding({ bytes, whole }: Pick<Head, 'bytes' | 'whole'>): Encoding {
+function guessEncoding({ bytes, whole }: Pick<Head, 'bytes' | 'whole'>): Encoding {
   if (bytes[0] === 0xff && bytes[1] === 0xfe) return 'utf-16le'
   if (bytes[0] === 0xfe && bytes[1] === 0xff) return 'utf-16be'
   // Without a mark, ASCII in UTF-16 has a zero in every second place.
@@ -124,7 +124,7 @@ const codeColumn = (header: string[]) => {
   return null
 }
 
-export function guessDelimiter(text: string, whole: boolean): Delimiter {
+function guessDelimiter(text: string, whole: boolean): Delimiter {
   const told = /^\s*"?sep=([,;\t|])/i.exec(text)?.[1]
   const names = Object.keys(DELIMITERS) as Delimiter[]
   if (told) return names.find((name) => DELIMITERS[name] === told) ?? 'comma'

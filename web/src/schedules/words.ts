@@ -1,6 +1,6 @@
 /** When a schedule runs, in words. */
 import { useI18n } from 'vue-i18n'
-import { absolute } from '@/ui/format'
+import { moment } from '@/ui/format'
 import { fromCron } from './cron'
 
 const twoDigits = (value: number) => String(value).padStart(2, '0')
@@ -8,7 +8,7 @@ const twoDigits = (value: number) => String(value).padStart(2, '0')
 export function useRhythm() {
   const { t } = useI18n()
   return (schedule: { cron?: string | null; run_at?: string | null; time_zone: string }): string => {
-    if (schedule.run_at) return t('schedules.once', { at: absolute(schedule.run_at, schedule.time_zone) })
+    if (schedule.run_at) return t('schedules.once', { at: moment(schedule.run_at, schedule.time_zone) })
     const rhythm = fromCron(schedule.cron ?? '')
     if (!rhythm) return schedule.cron ?? ''
     const time = 'hour' in rhythm ? `${twoDigits(rhythm.hour)}:${twoDigits(rhythm.minute)}` : ''

@@ -36,6 +36,13 @@ export function absolute(at: string, zone?: string): string {
   }).format(new Date(at))
 }
 
+/** A time to the minute with its day of the week and its zone, for plans. */
+export function moment(at: string, zone?: string): string {
+  return new Intl.DateTimeFormat(language, {
+    weekday: 'short', year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', timeZoneName: 'short', timeZone: zone,
+  }).format(new Date(at))
+}
+
 /** A day, or a day and a time, for sentences. */
 export function day(at: string, zone?: string): string {
   return new Intl.DateTimeFormat(language, { year: 'numeric', month: 'short', day: 'numeric', timeZone: zone }).format(new Date(at))
@@ -72,9 +79,9 @@ export function bytes(count: number): string {
 }
 
 export function percent(part: number, whole: number): string {
-  if (whole <= 0) return '0 %'
+  if (whole <= 0) return '0\u00a0%'
   const share = (part / whole) * 100
-  return share > 0 && share < 1 ? '< 1 %' : `${Math.round(share)} %`
+  return share > 0 && share < 1 ? '<\u00a01\u00a0%' : `${Math.round(share)}\u00a0%`
 }
 
 /** A code in groups that the eye can hold; one that has its own dashes or spaces keeps them. */

@@ -10,6 +10,9 @@ function offset(zone: string): string {
   }
 }
 
-export const zones = [...new Set(['UTC', Intl.DateTimeFormat().resolvedOptions().timeZone, ...names])]
+const all = [...new Set(['UTC', Intl.DateTimeFormat().resolvedOptions().timeZone, ...names])]
   .filter(Boolean)
   .map((id) => ({ id, label: id.replaceAll('_', ' '), get note() { return offset(id) } }))
+
+/** All that the browser knows, and the one that is set: services know old names that browsers leave out. */
+export const zonesWith = (set: string) => (all.some(({ id }) => id === set) ? all : [{ id: set, label: set.replaceAll('_', ' '), note: offset(set) }, ...all])

@@ -8,7 +8,7 @@ export default {
   theme: { label: 'Theme: {now}', light: 'light', dark: 'dark', system: 'as the system' },
   skip: 'Skip to the content',
   offline: 'No connection to the service. What runs there goes on; this page catches up by itself.',
-  none: 'none', nothingFound: 'Nothing found',
+  none: 'none', choose: 'Choose…', nothingFound: 'Nothing found',
   notFound: { title: 'There is nothing at this address', text: 'The link may be old, or mistyped.', home: 'To the start' },
   signIn: {
     title: 'Sign in', email: 'E-mail', password: 'Password', submit: 'Sign in', busy: 'Signing in…',

@@ -1,5 +1,7 @@
 //! A small HTTP client that shows what came back when a test fails.
 
+use std::time::{Duration, Instant};
+
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::Value;
 use uuid::Uuid;
@@ -190,7 +192,16 @@ impl Client {
     /// # Panics
     /// When it has not ended within a minute.
     pub async fn job_end(&self, job_id: &str) -> Value {
-        for _ in 0..12 {
+        self.job_end_within(job_id, Duration::from_secs(60)).await
+    }
+
+    /// The same for a job that may take longer.
+    ///
+    /// # Panics
+    /// When it has not ended by then.
+    pub async fn job_end_within(&self, job_id: &str, patience: Duration) -> Value {
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
             let path = format!("/v1/jobs/{job_id}");
             let job = self
                 .send(self.request(Method::GET, &path).header("Prefer", "wait=5"))
@@ -200,7 +211,7 @@ impl Client {
                 return job;
             }
         }
-        panic!("the job {job_id} has not ended within a minute");
+        panic!("the job {job_id} has not ended within {patience:?}");
     }
 
     /// Makes a book with these members beside its name.

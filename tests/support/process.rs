@@ -23,6 +23,15 @@ pub struct Process {
     stderr: Arc<Mutex<String>>,
 }
 
+/// Memory of a process, in MiB.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// What is resident now.
+    pub resident: f64,
+    /// The most that was since it started.
+    pub peak: f64,
+}
+
 /// The binary that was built with these tests, beside their own directory; or the one that `COUPONBOOK_BIN` names, which
 /// is to be tested as it will be shipped.
 ///
@@ -135,6 +144,20 @@ impl Process {
     /// Its id.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap_or_default()
+    }
+
+    /// Its resident memory now and the most that it ever was, in MiB, where the system tells (Linux).
+    pub fn memory(&self) -> Option<Memory> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let mib = |name: &str| {
+            let rest = status.lines().find_map(|line| line.strip_prefix(name))?;
+            let kib: f64 = rest.split_whitespace().next()?.parse().ok()?;
+            Some(kib / 1024.0)
+        };
+        Some(Memory {
+            resident: mib("VmRSS:")?,
+            peak: mib("VmHWM:")?,
+        })
     }
 
     /// What it wrote to stderr so far.

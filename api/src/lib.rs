@@ -51,8 +51,9 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 /// Every endpoint of the service, and its document.
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
-        api_keys, assign, audit, auth, books, codes, coupons, distributions, exports, generate, health, jobs,
-        jobs_admin, me, pools, redemptions, schedule_preview, schedules, setup, stats, till, users,
+        api_keys, assign, audit, auth, books, codes, coupons, distribution_items, distribution_proof,
+        distribution_undo, distributions, exports, generate, health, jobs, jobs_admin, me, pools,
+        redemptions, schedule_fires, schedule_preview, schedules, setup, stats, till, users,
     };
     let endpoints = (
         books::Books { app: app.clone() },
@@ -69,8 +70,12 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         (
             pools::Pools { app: app.clone() },
             distributions::Distributions { app: app.clone() },
+            distribution_items::DistributionItems { app: app.clone() },
+            distribution_undo::DistributionUndo { app: app.clone() },
+            distribution_proof::DistributionProof { app: app.clone() },
             schedule_preview::SchedulePreviews { app: app.clone() },
             schedules::Schedules { app: app.clone() },
+            schedule_fires::ScheduleFires { app: app.clone() },
         ),
         (
             jobs::Jobs { app: app.clone() },

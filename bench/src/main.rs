@@ -30,6 +30,8 @@ enum Figure {
     P2,
     /// Making codes against copying the same rows.
     P3,
+    /// A distribution to a large pool against writing its audit rows alone.
+    P4,
     /// Polling a job against a server that says hello.
     P5,
     /// Lock and redeem over HTTP against the bare statements.
@@ -126,6 +128,7 @@ async fn measure(
         Figure::P1c => figures::assign::start_latency(stand, report).await,
         Figure::P2 => figures::import::measure(stand, effort, report).await,
         Figure::P3 => figures::generate::measure(stand, effort, report).await,
+        Figure::P4 => figures::distribute::measure(stand, effort, report).await,
         Figure::P5 => figures::poll::measure(stand, effort, report).await,
         Figure::P6 => figures::till::measure(stand, effort, report).await,
         Figure::P7 => figures::draw::measure(stand, effort, report).await,

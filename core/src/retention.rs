@@ -1,5 +1,6 @@
 //! How long what jobs leave behind is kept: their lists of errors, the files of exports, the texts of imports, and their
-//! own lines. By setting, in days after the job's end. The audit trail, coupons and redemptions are kept for ever.
+//! own lines; and the fires of schedules. By setting, in days after the job's end. The audit trail, coupons, redemptions
+//! and distributions are kept for ever.
 //!
 //! Invariant: a job that has not ended loses nothing. What a job left goes before its line does, so deleting a line never
 //! drags a long list along; and a line outlives what it pointed to by as long again, so that asking for it is answered
@@ -16,7 +17,7 @@ use crate::error::Result;
 /// Days for which something is kept after its job's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// The lines of jobs; twice that if there was a list or a file.
+    /// The lines of jobs, twice that if there was a list or a file; and the fires of schedules.
     pub jobs: u32,
     /// Lists of errors.
     pub reports: u32,
@@ -39,6 +40,9 @@ impl Default for Retention {
 
 /// Lines of errors that one run deletes: some tens of milliseconds.
 const ROWS: i64 = 5_000;
+
+/// Fires of schedules that one run deletes: some tens of milliseconds.
+const FIRES: i64 = 5_000;
 
 /// Pieces of exports that one run deletes: 128 MiB of text at most, much less as they are packed.
 const PIECES: i64 = 32;
@@ -114,6 +118,22 @@ pub const FIND_JOBS: &str = concat!(
      ORDER BY j.id LIMIT $2"
 );
 
+/// Fires of schedules. The latest of each stays, whatever its age: it is shown with the schedule. So does one whose job is
+/// not at its end, which a fire beside it asks for.
+pub const DELETE_FIRES: &str = "WITH old AS MATERIALIZED (
+         SELECT f.schedule_id, f.fire_at
+         FROM schedules s
+         CROSS JOIN LATERAL (SELECT max(fire_at) AS latest FROM schedule_fires WHERE schedule_id = s.id) AS l
+         -- With a limit of its own: each schedule's oldest are looked up, and the table is never read as a whole.
+         CROSS JOIN LATERAL (
+             SELECT schedule_id, fire_at FROM schedule_fires
+             WHERE schedule_id = s.id AND fire_at < least(l.latest, now() - make_interval(days => $1))
+               AND fired_at < now() - make_interval(days => $1)
+               AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = job_id AND j.finished_at IS NULL)
+             ORDER BY fire_at LIMIT $2) AS f
+         LIMIT $2)
+     DELETE FROM schedule_fires f USING old WHERE f.schedule_id = old.schedule_id AND f.fire_at = old.fire_at";
+
 /// Forgets a batch of what is over by setting; gives how many rows went. Call it until it gives 0.
 ///
 /// # Errors
@@ -124,6 +144,7 @@ pub async fn sweep(connection: &mut PgConnection, keep: &Retention) -> Result<u6
         (DELETE_REPORTS, keep.reports, ROWS),
         (DELETE_EXPORTS, keep.exports, PIECES),
         (DELETE_ITEMS, keep.jobs, ROWS),
+        (DELETE_FIRES, keep.jobs, FIRES),
     ] {
         gone += sqlx::query(sql)
             .bind(days_of(days))

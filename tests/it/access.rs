@@ -117,6 +117,7 @@ const TABLE: &[Row] = &[
     ("POST /v1/distributions?dry_run=true", Thing::Pool, r#"{"book_id":"{open}","pool_id":"{id}","mode":"equal","per_user":1}"#, ADMIN_ONE),
     ("GET /v1/distributions/{id}", Thing::Distribution, "", ADMIN_ONE),
     ("GET /v1/distributions/{id}/items", Thing::Distribution, "", ADMIN_ONE),
+    ("GET /v1/distributions/{id}/items.csv", Thing::Distribution, "", ADMIN_ONE),
     // Nothing of it has run yet.
     ("POST /v1/distributions/{id}/undo", Thing::Distribution, "", ["403", "409/409/404", "403", "403", "403", "409/409/404"]),
     // Its book is not archived, so no seed is revealed.

@@ -87,6 +87,7 @@ const DUE: &[(&str, &str, &str)] = &[
     ("GET /v1/distributions", "200", "422"),
     ("GET /v1/distributions/{id}", "200", "404"),
     ("GET /v1/distributions/{id}/items", "200", "404 422"),
+    ("GET /v1/distributions/{id}/items.csv", "200", "404 422"),
     ("POST /v1/distributions/{id}/undo", "200 202", "404 409"),
     ("GET /v1/distributions/{id}/proof", "200", "404 409"),
     ("POST /v1/schedules", "201", "404 409 422"),

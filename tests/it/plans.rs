@@ -13,9 +13,12 @@ use coupon_core::{
     book,
     coupon::{assign, explain, list, locate, lock, redeem, sweep},
     db::{self, Db, Tx},
+    distribution::{self, give, plan as planning, undo},
     export,
     job::{claim, ledger},
+    pool::members,
     retention,
+    schedule::fire,
     stats::{roll_up, series},
 };
 use coupon_tests::database;
@@ -30,6 +33,14 @@ const RANGE: &str =
 const COLLECTOR: &str = "'00000000-0000-7000-8000-00000000000c'::uuid";
 /// Holds one, and owns a few jobs.
 const SOMEBODY: &str = "'00000000-0000-7000-8000-00000000000d'::uuid";
+
+/// Has 5,000 members of 25,000 users.
+const POOL: &str = "'00000000-0000-7000-8000-0000000000a1'::uuid";
+/// A distribution of [`BOOK`] to 20,000 people.
+const GIVING: &str = "'00000000-0000-7000-8000-0000000000b1'::uuid";
+/// One that nobody was gathered for.
+const PLANNED: &str = "'00000000-0000-7000-8000-0000000000b2'::uuid";
+const NOBODY: &str = "'00000000-0000-0000-0000-000000000000'::uuid";
 
 /// 60,000 coupons in one book and 200 books beside it; 50,000 lines in the ledger, 20,000 due, as many events; a list of
 /// 20,000 errors.
@@ -66,6 +77,29 @@ const SEED: &str = "
         INSERT INTO jobs (id, created_by, created_by_kind, kind, state, finished_at, progress_unit, payload)
         VALUES (uuid_v7(), gen_random_uuid(), 'user', 'import', 'partially_succeeded', now(), 'rows', '{}') RETURNING id)
     INSERT INTO job_errors (job_id, seq, entry) SELECT id, n, '{}' FROM recent, generate_series(1, 20000) AS n;
+    INSERT INTO users (id, email, name)
+    SELECT ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, n || '@example.com', 'A user'
+    FROM generate_series(1, 25000) AS n;
+    INSERT INTO pool_members (pool_id, user_id)
+    SELECT ('00000000-0000-7000-8000-0000000000a' || to_hex(n % 5 + 1))::uuid,
+           ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid FROM generate_series(1, 25000) AS n;
+    INSERT INTO user_allowances (book_id, user_id, assigned_count)
+    SELECT '00000000-0000-7000-8000-000000000001', ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, 1
+    FROM generate_series(1, 20000) AS n;
+    INSERT INTO distribution_items (book_id, distribution_id, place, user_id, wanted, state)
+    SELECT '00000000-0000-7000-8000-000000000001', '00000000-0000-7000-8000-0000000000b1', n * 1000::bigint,
+           ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, 1, 'planned' FROM generate_series(1, 20000) AS n;
+    INSERT INTO distribution_coupons (book_id, distribution_id, seq, draw_key, user_id, code_key)
+    SELECT '00000000-0000-7000-8000-000000000001', '00000000-0000-7000-8000-0000000000b1', n, n, gen_random_uuid(),
+           'C' || lpad((40000 + n)::text, 6, '0') FROM generate_series(1, 15000) AS n;
+    INSERT INTO schedules (id, created_by, created_by_kind, kind, missed, overlap, name, time_zone, cron, body, next_fire_at)
+    SELECT ('00000000-0000-7000-a000-' || lpad(to_hex(n), 12, '0'))::uuid, gen_random_uuid(), 'user', 'export', 'skip',
+           CASE n % 2 WHEN 0 THEN 'queue' ELSE 'skip' END, 'A schedule', 'UTC', '* * * * *', '{}',
+           now() + CASE WHEN n % 200 < 2 THEN interval '-5 s' ELSE interval '1 h' END
+    FROM generate_series(1, 2000) AS n;
+    INSERT INTO schedule_fires (schedule_id, fire_at, fired_at, outcome)
+    SELECT s.id, at, at, 'missed' FROM schedules s,
+           generate_series(now() - interval '20 hours', now() - interval '1 hour', '1 hour') AS at;
     INSERT INTO apalis.jobs (job, id, job_type, run_at, attempts)
     SELECT '', lpad(n::text, 26, '0'), CASE n % 4 WHEN 0 THEN 'bulk' ELSE 'assign' END, 'epoch', CASE WHEN n % 500 = 1 THEN 1 ELSE 0 END
     FROM generate_series(1, 20000) AS n;";
@@ -103,7 +137,118 @@ fn hot() -> Vec<Hot> {
     let keys: String = (100..120).map(|n| format!("C{n:06},")).collect();
     let keys = keys.trim_end_matches(',');
     let twenty = |value: &str| format!("array_fill({value}, ARRAY[20])");
+    let people: String = (100..120)
+        .map(|n| format!("00000000-0000-7000-9000-{n:012x},"))
+        .collect();
+    let people = people.trim_end_matches(',');
+    let places: String = (100..120).map(|n| format!("{n}000,")).collect();
+    let places = places.trim_end_matches(',');
+    let numbers: String = (1..21).map(|n| format!("{n},")).collect();
+    let numbers = numbers.trim_end_matches(',');
+    let shares =
+        |mode: &str, count: i32| format!("{BOOK}, {POOL}, '{mode}', {count}, NULL, {NOBODY}, 1000, NULL");
     vec![
+        Hot {
+            blocks: 9_000, // an allowance of each of 1,000, looked up
+            ..statement(
+                "plan",
+                "uuid, uuid, text, int, int, uuid, bigint, int",
+                planning::SUMMARY,
+                shares("equal", 1),
+                &["pool_members_pkey", "user_allowances_pkey"],
+            )
+        },
+        Hot {
+            blocks: 20_000, // the same, and an item of each written
+            ..statement(
+                "gather",
+                "uuid, uuid, text, int, int, uuid, bigint, int, bytea, bytea, uuid",
+                planning::GATHER,
+                format!("{}, 'a', 'b', {PLANNED}", shares("top_up", 2)),
+                &["pool_members_pkey", "user_allowances_pkey"],
+            )
+        },
+        ordered(
+            "whose turn it is",
+            "uuid, uuid, bigint, uuid, bigint",
+            give::NEXT,
+            format!("{BOOK}, {GIVING}, 15000000, {NOBODY}, 500"),
+            &["distribution_items_pkey", "user_allowances_pkey", "users_pkey"],
+            5_500,
+        ),
+        Hot {
+            blocks: 4_000,
+            ..statement(
+                "give",
+                "uuid, uuid, text[], bigint[], uuid[], bigint[], text, uuid, uuid, text, bigint[], uuid[], int[], text[], text[], bigint",
+                give::GIVE,
+                format!(
+                    "{BOOK}, {PLANNED}, '{{{keys}}}', '{{{numbers}}}', '{{{people}}}', '{{{numbers}}}', 'user', {SOMEBODY},
+                     {SOMEBODY}, NULL, '{{{places}}}', '{{{people}}}', {}, {}, {}, NULL",
+                    twenty("1"),
+                    twenty("'given'::text"),
+                    twenty("NULL::text")
+                ),
+                &["coupons_pkey", "books_pkey", "distribution_items_pkey"],
+            )
+        },
+        ordered(
+            "items",
+            "uuid, uuid, bigint, uuid, bigint, text",
+            distribution::LIST_ITEMS,
+            format!("{BOOK}, {GIVING}, 15000000, {NOBODY}, 51, NULL"),
+            &["distribution_items_pkey"],
+            120,
+        ),
+        ordered(
+            "what was given",
+            "uuid, uuid, bigint, bigint",
+            undo::GIVEN,
+            format!("{BOOK}, {GIVING}, 10000, 100"),
+            &["distribution_coupons_pkey"],
+            120,
+        ),
+        Hot {
+            blocks: 4_000,
+            ..statement(
+                "take back",
+                "uuid, uuid, text[], bigint[], bigint[], uuid[], bigint[], text, uuid, uuid, text, int, bigint, uuid[], int[], bigint[]",
+                undo::TAKE_BACK,
+                format!(
+                    "{BOOK}, {GIVING}, '{{{keys}}}', '{{{numbers}}}', '{{{numbers}}}', '{{{people}}}', '{{{numbers}}}', 'user',
+                     {SOMEBODY}, {SOMEBODY}, NULL, 0, 0, '{{{people}}}', {}, '{{{places}}}'",
+                    twenty("0")
+                ),
+                &["coupons_pkey", "distribution_coupons_pkey", "user_allowances_pkey", "distribution_items_pkey"],
+            )
+        },
+        ordered(
+            "members",
+            "uuid, uuid, bigint",
+            members::LIST,
+            format!("{POOL}, '00000000-0000-7000-9000-000000002000', 51"),
+            &["pool_members_pkey", "users_pkey"],
+            300,
+        ),
+        ordered(
+            "the next fire",
+            "",
+            fire::CLAIM,
+            String::new(),
+            &["schedules_due", "schedule_fires_pkey"],
+            200,
+        ),
+        statement("fires that wait", "float8", fire::NOTICE, "60".into(), &["schedules_due"]),
+        Hot {
+            blocks: 13_000, // the latest of each of 2,000 schedules, and whether it has older ones
+            ..statement(
+                "retention: fires",
+                "int, bigint",
+                retention::DELETE_FIRES,
+                "30, 5000".into(),
+                &["schedule_fires_pkey"],
+            )
+        },
         ordered(
             "draw",
             "uuid, bigint, bigint",
@@ -417,17 +562,22 @@ fn hot() -> Vec<Hot> {
 
 /// The plan of a statement as it ran.
 async fn plan(tx: &mut Tx, hot: &Hot, mode: &str) -> Value {
+    let listed = |text: &str| match text {
+        "" => String::new(),
+        text => format!("({text})"),
+    };
     let prepare = format!(
-        "SET LOCAL plan_cache_mode = {mode}; PREPARE hot ({}) AS {}",
-        hot.types, hot.sql
+        "SET LOCAL plan_cache_mode = {mode}; PREPARE hot {} AS {}",
+        listed(hot.types),
+        hot.sql
     );
     sqlx::raw_sql(AssertSqlSafe(prepare))
         .execute(&mut **tx)
         .await
         .unwrap_or_else(|error| panic!("{}: {error}", hot.name));
     let explain = format!(
-        "SAVEPOINT s; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE hot ({}); ROLLBACK TO s; DEALLOCATE hot",
-        hot.values
+        "SAVEPOINT s; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE hot {}; ROLLBACK TO s; DEALLOCATE hot",
+        listed(&hot.values)
     );
     let row = sqlx::raw_sql(AssertSqlSafe(explain))
         .fetch_one(&mut **tx)
@@ -452,7 +602,16 @@ fn faults(hot: &Hot, plan: &Value) -> Vec<String> {
         if kind == "Seq Scan"
             && matches!(
                 table,
-                "coupons" | "jobs" | "events" | "redemptions" | "job_errors"
+                "coupons"
+                    | "jobs"
+                    | "events"
+                    | "redemptions"
+                    | "job_errors"
+                    | "pool_members"
+                    | "user_allowances"
+                    | "distribution_items"
+                    | "distribution_coupons"
+                    | "schedule_fires"
             )
         {
             faults.push(format!("Seq Scan on {table}"));
@@ -539,9 +698,10 @@ async fn hot_statements_go_along_their_indexes() {
         .execute(db.pool())
         .await
         .unwrap();
-    // A book that has just been filled has no statistics; the draw must not wait for them.
+    // A book that has just been filled, and a pool, have no statistics; draws and plans must not wait for them.
     let hot = hot();
-    let draws: Vec<&Hot> = hot.iter().filter(|hot| hot.name.starts_with("draw")).collect();
+    let at_once = ["draw", "draw late", "plan", "gather", "whose turn it is"];
+    let draws: Vec<&Hot> = hot.iter().filter(|hot| at_once.contains(&hot.name)).collect();
     let mut wrong = check(&db, &draws, "without statistics").await;
     sqlx::raw_sql("ANALYZE").execute(db.pool()).await.unwrap();
     wrong.extend(check(&db, &hot.iter().collect::<Vec<_>>(), "with statistics").await);

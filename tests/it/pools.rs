@@ -8,12 +8,10 @@ use coupon_core::{
     pool::members,
     retention::Retention,
 };
-use coupon_tests::{Client, Service, seed};
+use coupon_tests::{Client, Service, seed, size};
 use serde_json::{Value, json};
 use tokio::sync::Barrier;
 use uuid::Uuid;
-
-use crate::truth::scale;
 
 /// A pool with these members.
 pub(crate) async fn pool(admin: &Client, users: &[Uuid]) -> Uuid {
@@ -332,7 +330,7 @@ async fn a_file_of_addresses_adds_those_who_exist_and_lists_the_others() {
 async fn an_import_of_many_members_goes_on_step_by_step_and_stops_when_asked() {
     let mut service = Service::without_workers().await;
     let admin = service.admin().await;
-    let people = scale(50_000, 1_000_000);
+    let people = size(50_000, 1_000_000);
     let users = seed::users(&service.db, people).await;
     let pool_id = pool(&admin, &[]).await;
     let csv: String = users.iter().map(|user| format!("{user}@example.com\n")).collect();

@@ -220,6 +220,70 @@ async fn a_long_list_goes_in_batches_and_its_job_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn fires_of_schedules_go_but_the_latest_and_those_still_at_work() {
+    let service = Service::without_workers().await;
+    let admin = service.admin().await;
+    let db = &service.db;
+    let book_id = admin.book(json!({})).await;
+    let body = json!({ "name": "Nightly", "kind": "export", "cron": "0 3 29 2 *",
+        "export": { "kind": "coupons", "book_id": book_id } });
+    let mut paths = Vec::new();
+    for _ in 0..2 {
+        let made = admin.post("/v1/schedules", body.clone()).await.expect(201);
+        paths.push(format!("/v1/schedules/{}", made["id"].as_str().unwrap()));
+    }
+    // A job of each that nobody works on; the first's fire is 50 days old, the second's fires are 40 to 49.
+    for path in &paths {
+        admin.post(&format!("{path}/run"), json!({})).await.expect(202);
+    }
+    let id = |path: &str| path.rsplit('/').next().unwrap().parse::<Uuid>().unwrap();
+    let set = "UPDATE schedule_fires SET fire_at = fire_at - interval '50 days', fired_at = fired_at - interval '50 days'
+               WHERE schedule_id = $1";
+    sqlx::query(set)
+        .bind(id(&paths[0]))
+        .execute(db.pool())
+        .await
+        .unwrap();
+    sqlx::query("DELETE FROM schedule_fires WHERE schedule_id = $1")
+        .bind(id(&paths[1]))
+        .execute(db.pool())
+        .await
+        .unwrap();
+    for path in &paths {
+        sqlx::query(
+            "INSERT INTO schedule_fires (schedule_id, fire_at, fired_at, outcome)
+             SELECT $1, at, at, 'missed' FROM generate_series(now() - interval '49 days', now() - interval '40 days', '1 day') AS at",
+        )
+        .bind(id(path))
+        .execute(db.pool())
+        .await
+        .unwrap();
+    }
+    // One of the first that was dealt with late: a run that somebody missed for long.
+    sqlx::query("UPDATE schedule_fires SET fired_at = now() WHERE schedule_id = $1 AND fire_at < now() - interval '48 days 12 hours' AND outcome = 'missed'")
+        .bind(id(&paths[0]))
+        .execute(db.pool())
+        .await
+        .unwrap();
+    let latest = admin.get(&paths[1]).await.expect(200)["last_fire"].clone();
+    sweep(db, Retention::default()).await;
+    let left: Vec<(Uuid, i64)> = sqlx::query_as(
+        "SELECT schedule_id, count(*) FROM schedule_fires GROUP BY 1 ORDER BY array_position($1::uuid[], schedule_id)",
+    )
+    .bind([id(&paths[0]), id(&paths[1])])
+    .fetch_all(db.pool())
+    .await
+    .unwrap();
+    assert_eq!(
+        left,
+        [(id(&paths[0]), 3), (id(&paths[1]), 1)],
+        "the one at work, the one dealt with lately, the latest; and the latest"
+    );
+    assert_eq!(admin.get(&paths[1]).await.expect(200)["last_fire"], latest);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_of_repeated_requests_and_stray_marks_go_by_their_own_time() {
     let service = Service::start().await;
     let admin = service.admin().await;

@@ -1,16 +1,13 @@
-//! Undoing a distribution: what is still only assigned goes back, what is locked, used or given anew stays; and runs and
-//! undoings whose workers are killed end as if nobody had been.
+//! Undoing a distribution: what is still only assigned goes back, what is locked, used or given anew stays. Undoings whose
+//! workers are killed are in `distributions/large.rs`.
 
-use coupon_core::db;
-use coupon_tests::{Client, Service, process::Process, seed};
+use coupon_tests::{Client, Service, seed};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    crash::Cluster,
     distributions::{distribute, held, holds, stock},
     pools::seeded_pool,
-    truth::{self, Dice, scale},
 };
 
 /// Undoes a distribution; gives its job.
@@ -148,70 +145,4 @@ async fn a_distribution_is_undone_wholly_once_and_its_coupons_can_be_given_again
     let absent = format!("/v1/distributions/{}/undo", Uuid::now_v7());
     admin.post(&absent, json!({})).await.refused(404, "not_found");
     service.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn workers_killed_during_run_and_undo_double_nothing() {
-    let mut dice = Dice::new("kill -9 during a distribution");
-    let (people, kills) = (scale(20_000, 100_000), scale(3, 30));
-    let cluster = Cluster::start(people).await;
-    let api = Process::api(&cluster.url).await;
-    let client = cluster.client(&api.url());
-    let db = db::Db::connect(&cluster.url, db::Role::Worker, 2).unwrap();
-    let book_id = client.book(json!({ "max_assignments_per_user": 2 })).await;
-    stock(&db, book_id, people * 2).await;
-    let pool_id = seeded_pool(&db, &cluster.users).await;
-    let mut worker = Process::worker(&cluster.url).await;
-    let body = json!({ "book_id": book_id, "pool_id": pool_id, "mode": "random", "total": people * 2, "max_per_user": 2 });
-    let job = client.post("/v1/distributions", body).await.expect(202);
-    let distribution = job["result"]["distribution_id"].as_str().unwrap().to_owned();
-    let moved = |column: &'static str| {
-        let pool = db.pool().clone();
-        async move {
-            let sql = match column {
-                "assigned" => "SELECT coalesce(max(assigned), 0) FROM distributions",
-                _ => "SELECT coalesce(max(undone), 0) FROM distributions",
-            };
-            sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await.unwrap()
-        }
-    };
-    for (column, job) in [
-        ("assigned", job["id"].as_str().unwrap().to_owned()),
-        ("undone", String::new()),
-    ] {
-        let job = match job.as_str() {
-            "" => {
-                let path = format!("/v1/distributions/{distribution}/undo");
-                client.post(&path, json!({})).await.expect(202)["id"]
-                    .as_str()
-                    .unwrap()
-                    .to_owned()
-            }
-            _ => job,
-        };
-        for kill in 0..kills {
-            let aim = dice.below(people * 2 / kills) + kill * people * 2 / kills;
-            let looked = || moved(column);
-            truth::eventually("progress", std::time::Duration::from_secs(120), looked, |done| {
-                *done >= aim as i64
-            })
-            .await;
-            tokio::time::sleep(dice.millis(80)).await;
-            worker.kill().await;
-            worker = Process::worker(&cluster.url).await;
-        }
-        let job = client.job_end(&job).await;
-        assert_eq!(job["state"], "succeeded", "{job}");
-        holds(&db, book_id).await;
-        let held = held(&db, book_id).await;
-        let expected = if column == "assigned" {
-            people as i64 * 2
-        } else {
-            0
-        };
-        assert_eq!(held.values().sum::<i64>(), expected);
-        assert!(held.values().all(|count| *count <= 2));
-    }
-    db.close().await;
-    cluster.stop(vec![api, worker]).await;
 }

@@ -12,7 +12,7 @@ use poem_openapi::{
 };
 use uuid::Uuid;
 
-use super::{Metadata, Tag, check_metadata, check_time, metadata, origin};
+use super::{Metadata, Tag, check_metadata, check_time, hex, metadata, origin};
 use crate::{
     Body, Nullable, Problem, RequestId,
     app::App,
@@ -267,11 +267,7 @@ impl BookView {
                 max_redemptions_per_user: settings.max_redemptions_per_user.into(),
                 rollback_days: settings.rollback_days,
                 pattern: settings.pattern.into(),
-                draw_commitment: book
-                    .draw_commitment
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect(),
+                draw_commitment: hex(&book.draw_commitment),
                 metadata: metadata(settings.metadata),
                 created_by: book.created_by,
                 created_at: book.created_at.into(),

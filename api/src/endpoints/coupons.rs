@@ -18,7 +18,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Lookup, Metadata, Tag, books::Status, metadata, path_code};
+use super::{Lookup, Metadata, Tag, books::Status, hex, metadata, path_code};
 use crate::{
     Body, Nullable, Problem,
     app::App,
@@ -199,10 +199,7 @@ impl From<list::Event> for EventView {
             request_id: event.request_id.into(),
             before: event.before.map(time::in_utc).into(),
             after: event.after.map(time::in_utc).into(),
-            hash: event
-                .hash
-                .map(|hash| hash.iter().map(|byte| format!("{byte:02x}")).collect())
-                .into(),
+            hash: event.hash.map(|hash| hex(&hash)).into(),
         }
     }
 }

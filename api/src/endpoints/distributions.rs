@@ -1,28 +1,22 @@
-//! Distributions: plan, run, read, undo.
+//! Distributions: plan and run, list, read.
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use coupon_core::{
     Error,
-    distribution::{self, Distribution, Filter, Item, Reason, Request, create, plan, undo},
-    proof,
+    distribution::{self, Distribution, Filter, Request, create, plan},
 };
-use poem::{IntoResponse, Response};
 use poem_openapi::{
-    ApiResponse, Enum, Object, OpenApi,
+    Enum, Object, OpenApi,
     param::{Header, Path, Query},
     payload::Json,
-    registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
-    types::Type,
 };
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
     Tag,
-    jobs::{self, JobReply, JobView},
-    origin,
+    distribution_plan::{Distributed, Excluded, PlanView},
+    hex, jobs, origin,
 };
 use crate::{
     Body, Nullable, Problem, RequestId,
@@ -30,7 +24,6 @@ use crate::{
     auth::Auth,
     lists::{Limit, Page, decode_cursor},
     once::{self, Begun, IdempotencyKey, Once},
-    reply::Reply,
     time::Time,
 };
 
@@ -158,67 +151,6 @@ impl From<&Request> for NewDistribution {
     }
 }
 
-/// Members who are left out for one reason.
-#[derive(Debug, Object)]
-pub struct Excluded {
-    /// disabled, limit_reached, or ineligible: has as many as wanted already.
-    reason: String,
-    count: i64,
-}
-
-/// Somebody who would get coupons.
-#[derive(Debug, Object)]
-pub struct Recipient {
-    user_id: Uuid,
-    count: i32,
-}
-
-/// What a distribution would do; nothing was written.
-#[derive(Debug, Object)]
-#[oai(rename = "DistributionPlan")]
-pub struct PlanView {
-    /// People who would get at least one coupon.
-    recipients: i64,
-    /// Members who would be left out, by reason.
-    excluded: Vec<Excluded>,
-    /// Coupons needed.
-    codes_needed: i64,
-    /// Coupons that can be drawn.
-    codes_free: i64,
-    /// Coupons that are missing, or that nobody may take.
-    shortfall: i64,
-    /// The first recipients in their order.
-    sample: Vec<Recipient>,
-    /// SHA-256 of the seed that the sample follows from; without a seed of your own another run has another one.
-    seed_commitment: String,
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-impl From<plan::Plan> for PlanView {
-    fn from(plan: plan::Plan) -> Self {
-        let excluded = |(reason, count): (Reason, i64)| Excluded {
-            reason: reason.as_str().to_owned(),
-            count,
-        };
-        Self {
-            recipients: plan.recipients,
-            excluded: plan.excluded.into_iter().map(excluded).collect(),
-            codes_needed: plan.codes_needed,
-            codes_free: plan.codes_free,
-            shortfall: plan.shortfall,
-            sample: plan
-                .sample
-                .into_iter()
-                .map(|(user_id, count)| Recipient { user_id, count })
-                .collect(),
-            seed_commitment: hex(&plan.seed_commitment),
-        }
-    }
-}
-
 /// A distribution.
 #[derive(Debug, Object)]
 #[oai(rename = "Distribution")]
@@ -294,148 +226,6 @@ impl From<Distribution> for DistributionView {
     }
 }
 
-/// Where one person of a distribution stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
-#[oai(rename_all = "snake_case")]
-pub enum ItemState {
-    /// It is not yet their turn.
-    Planned,
-    /// Got the whole share.
-    Given,
-    /// Got less, or nothing.
-    Short,
-    /// The plan leaves them out.
-    LeftOut,
-    /// Mode random: no coupon was drawn for them.
-    NotDrawn,
-}
-
-impl ItemState {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Planned => "planned",
-            Self::Given => "given",
-            Self::Short => "short",
-            Self::LeftOut => "left_out",
-            Self::NotDrawn => "not_drawn",
-        }
-    }
-}
-
-/// One person of a distribution.
-#[derive(Debug, Object)]
-#[oai(rename = "DistributionItem")]
-pub struct ItemView {
-    user_id: Uuid,
-    /// Coupons of the plan.
-    wanted: i32,
-    /// Coupons that the run assigned.
-    assigned: i32,
-    /// Those of them that undoing took back.
-    undone: i32,
-    /// planned, given, short, left_out or not_drawn.
-    state: String,
-    /// Why short or left out: disabled, limit_reached, ineligible, shortage.
-    reason: Nullable<String>,
-}
-
-impl From<Item> for ItemView {
-    fn from(item: Item) -> Self {
-        Self {
-            user_id: item.user_id,
-            wanted: item.wanted,
-            assigned: item.assigned,
-            undone: item.undone,
-            state: item.state,
-            reason: item.reason.into(),
-        }
-    }
-}
-
-/// The answer to a distribution: its job, or for a dry run its plan.
-pub enum Distributed {
-    /// The plan.
-    Plan(Reply<PlanView>),
-    /// The job.
-    Job(Box<JobReply>),
-}
-
-impl IntoResponse for Distributed {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Plan(reply) => reply.into_response(),
-            Self::Job(reply) => reply.into_response(),
-        }
-    }
-}
-
-impl ApiResponse for Distributed {
-    fn meta() -> MetaResponses {
-        let answer = |status, description, schema| MetaResponse {
-            description,
-            status: Some(status),
-            status_range: None,
-            content: vec![MetaMediaType {
-                content_type: <Json<PlanView> as poem_openapi::payload::Payload>::CONTENT_TYPE,
-                schema,
-            }],
-            headers: Vec::new(),
-        };
-        let either = MetaSchemaRef::Inline(Box::new(MetaSchema {
-            any_of: vec![PlanView::schema_ref(), JobView::schema_ref()],
-            ..MetaSchema::ANY
-        }));
-        MetaResponses {
-            responses: vec![
-                answer(
-                    200,
-                    "The plan of a dry run; or the job, when it was waited for and has ended.",
-                    either,
-                ),
-                answer(
-                    202,
-                    "The job, which is not at its end; poll Location.",
-                    JobView::schema_ref(),
-                ),
-            ],
-        }
-    }
-
-    fn register(registry: &mut Registry) {
-        PlanView::register(registry);
-        JobView::register(registry);
-    }
-}
-
-/// A proof, a piece at a time.
-pub struct ProofDocument(poem::Body);
-
-impl IntoResponse for ProofDocument {
-    fn into_response(self) -> Response {
-        Response::builder().content_type("application/json").body(self.0)
-    }
-}
-
-impl ApiResponse for ProofDocument {
-    fn meta() -> MetaResponses {
-        let content = MetaMediaType {
-            content_type: "application/json",
-            schema: MetaSchemaRef::Inline(Box::new(MetaSchema::new("object"))),
-        };
-        MetaResponses {
-            responses: vec![MetaResponse {
-                description: "The proof, for `couponbook verify-draw`; its members are told in docs/draws.md.",
-                status: Some(200),
-                status_range: None,
-                content: vec![content],
-                headers: Vec::new(),
-            }],
-        }
-    }
-
-    fn register(_registry: &mut Registry) {}
-}
-
 /// The endpoints of distributions.
 pub struct Distributions {
     /// What handlers share.
@@ -508,74 +298,5 @@ impl Distributions {
         auth.require_admin()?;
         let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
         Ok(Json(distribution::find(&mut connection, id.0).await?.into()))
-    }
-
-    /// List the people of a distribution in the order in which they are served: what each was to get, and what came of
-    /// it.
-    #[oai(path = "/distributions/:id/items", method = "get")]
-    async fn items(
-        &self,
-        auth: Auth,
-        id: Path<Uuid>,
-        limit: Query<Limit>,
-        cursor: Query<Option<String>>,
-        state: Query<Option<ItemState>>,
-    ) -> Result<Json<Page<ItemView>>, Problem> {
-        auth.require_admin()?;
-        let state = state.0.map(ItemState::as_str);
-        let list = format!("distributions/{}/items/{state:?}", id.0);
-        let after: Option<(i64, Uuid)> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
-        let page = distribution::list_items(&mut connection, id.0, state, after, limit.rows()).await?;
-        Ok(Json(Page::of(
-            page,
-            &list,
-            |item| (item.place, item.user_id),
-            ItemView::from,
-        )))
-    }
-
-    /// All that is needed to do the draws of the book and the order of this distribution again, with both seeds; once
-    /// the book is archived, which is for good. `couponbook verify-draw` checks it offline.
-    #[oai(path = "/distributions/:id/proof", method = "get")]
-    async fn proof(&self, auth: Auth, id: Path<Uuid>) -> Result<ProofDocument, Problem> {
-        auth.require_admin()?;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
-        let allowed = proof::write::begin(&mut tx, id.0).await?;
-        let (pieces, received) = mpsc::channel(2);
-        tokio::spawn(async move {
-            if let Err(error) = proof::write::write(&mut tx, &allowed, &pieces).await {
-                tracing::warn!(%error, "a proof was not written to its end");
-                let _ = pieces.send(Err(error)).await; // the answer breaks off
-            }
-        });
-        let stream = futures_util::stream::unfold(received, |mut received| async move {
-            let piece = received.recv().await?;
-            Some((piece.map(Bytes::from).map_err(std::io::Error::other), received))
-        });
-        Ok(ProofDocument(poem::Body::from_bytes_stream(stream)))
-    }
-
-    /// Undo a distribution: what it gave and is still only assigned goes back into the draw: a job.
-    #[oai(path = "/distributions/:id/undo", method = "post")]
-    async fn undo(
-        &self,
-        auth: Auth,
-        request_id: RequestId,
-        id: Path<Uuid>,
-        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
-    ) -> Result<JobReply, Problem> {
-        auth.require_admin()?;
-        let app = &self.app;
-        app.depth().admit()?;
-        let prefer = prefer.0.as_deref();
-        let mut once = match Once::begin(app, app.db(), &auth, key, None).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return jobs::replay(app, &auth, answer, prefer).await,
-        };
-        let accepted = undo::accept(once.tx(), id.0, origin(&auth, &request_id)).await;
-        let job_id = once.finish_job(accepted).await?;
-        jobs::reply(app, &auth, job_id, prefer, false).await
     }
 }

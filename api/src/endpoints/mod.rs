@@ -10,6 +10,10 @@ pub mod auth;
 pub mod books;
 pub mod codes;
 pub mod coupons;
+pub mod distribution_items;
+pub mod distribution_plan;
+pub mod distribution_proof;
+pub mod distribution_undo;
 pub mod distributions;
 pub mod exports;
 pub mod generate;
@@ -19,6 +23,7 @@ pub mod jobs_admin;
 pub mod me;
 pub mod pools;
 pub mod redemptions;
+pub mod schedule_fires;
 pub mod schedule_preview;
 pub mod schedules;
 pub mod setup;
@@ -93,6 +98,11 @@ pub fn keyed_hash(app: &App, body: &[u8; 32]) -> [u8; 32] {
         .chain_update(body)
         .finalize()
         .into()
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Free-form fields of a client's own.

@@ -1,8 +1,8 @@
-//! Schedules: make, list, read, change, delete; when they fire next; start one now.
+//! Schedules: make, list, read, change, delete.
 
 use coupon_core::{
     Error, db,
-    schedule::{self, Fire, Missed, Overlap, Schedule, Settings, Task, fire},
+    schedule::{self, Missed, Overlap, Schedule, Settings, Task},
 };
 use poem_openapi::{
     Enum, Object, OpenApi,
@@ -12,14 +12,11 @@ use poem_openapi::{
 use uuid::Uuid;
 
 use super::{
-    NoContent, Tag, check_time,
-    distributions::NewDistribution,
-    exports::ExportRequest,
-    jobs::{self, JobError, JobReply},
-    origin,
+    NoContent, Tag, check_time, distributions::NewDistribution, exports::ExportRequest,
+    schedule_fires::FireView,
 };
 use crate::{
-    Body, Nullable, Problem, RequestId,
+    Body, Nullable, Problem,
     app::App,
     auth::Auth,
     etag,
@@ -28,9 +25,6 @@ use crate::{
     reply::Reply,
     time::Time,
 };
-
-/// Fires that are previewed if the client does not say.
-const PREVIEWED: u32 = 10;
 
 /// What a schedule starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -109,6 +103,14 @@ pub struct NewSchedule {
     paused: Option<bool>,
 }
 
+/// A setting of a schedule that may be cleared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename_all = "snake_case")]
+pub enum ScheduleClearable {
+    /// No end.
+    EndsAt,
+}
+
 /// A change of a schedule: what is absent stays. Setting run_at takes cron's place, and the other way round.
 #[derive(Debug, Object)]
 pub struct ScheduleChange {
@@ -133,37 +135,9 @@ pub struct ScheduleChange {
     ends_at: Option<Time>,
     /// Whether it rests. Fires whose time comes meanwhile do not happen.
     paused: Option<bool>,
-}
-
-/// What became of a fire.
-#[derive(Debug, Object)]
-#[oai(rename = "ScheduleFire")]
-pub struct FireView {
-    /// The time that the schedule names; of one that was started by hand, when it was.
-    fire_at: Time,
-    /// When it was dealt with.
-    fired_at: Time,
-    /// started, refused, overlapped (an earlier job was not at its end) or missed (nobody was there).
-    outcome: String,
-    /// Whether somebody asked for it.
-    by_hand: bool,
-    /// The job that it started.
-    job_id: Nullable<Uuid>,
-    /// Why it was refused.
-    error: Nullable<JobError>,
-}
-
-impl From<Fire> for FireView {
-    fn from(fire: Fire) -> Self {
-        Self {
-            fire_at: fire.fire_at.into(),
-            fired_at: fire.fired_at.into(),
-            outcome: fire.outcome,
-            by_hand: fire.by_hand,
-            job_id: fire.job_id.into(),
-            error: fire.error.map(|(code, detail)| JobError { code, detail }).into(),
-        }
-    }
+    /// Members of these names are cleared: a null in a body means absent.
+    #[oai(validator(max_items = 10))]
+    clear: Option<Vec<ScheduleClearable>>,
 }
 
 /// A schedule.
@@ -226,13 +200,6 @@ impl From<Schedule> for ScheduleView {
             updated_at: schedule.updated_at.into(),
         }
     }
-}
-
-/// The next fires of a schedule.
-#[derive(Debug, Object)]
-pub struct NextFires {
-    /// In order; fewer than asked for when the schedule ends before.
-    data: Vec<Time>,
 }
 
 fn missing(pointer: &str) -> Problem {
@@ -307,6 +274,11 @@ impl ScheduleChange {
         }
         if let Some(paused) = self.paused {
             settings.paused = paused;
+        }
+        for what in self.clear.unwrap_or_default() {
+            match what {
+                ScheduleClearable::EndsAt => settings.ends_at = None,
+            }
         }
         Ok(())
     }
@@ -400,46 +372,5 @@ impl Schedules {
         schedule::delete(&mut tx, id.0).await?;
         db::commit(tx).await.map_err(Error::from)?;
         Ok(NoContent::Done)
-    }
-
-    /// When a schedule fires next: `n` times (10 by default). Of a paused one, when it would if it went on now.
-    #[oai(path = "/schedules/:id/next", method = "get")]
-    async fn next(
-        &self,
-        auth: Auth,
-        id: Path<Uuid>,
-        #[oai(validator(minimum(value = "1"), maximum(value = "100")))] n: Query<Option<u32>>,
-    ) -> Result<Json<NextFires>, Problem> {
-        auth.require_admin()?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
-        let (schedule, now) = schedule::find(&mut connection, id.0).await?;
-        let count = usize::try_from(n.0.unwrap_or(PREVIEWED)).unwrap_or(0);
-        let fires = schedule.preview(now, count)?;
-        Ok(Json(NextFires {
-            data: fires.into_iter().map(Time::from).collect(),
-        }))
-    }
-
-    /// Start what a schedule is for now, beside its own fires: a job. A paused schedule can be started, too.
-    #[oai(path = "/schedules/:id/run", method = "post")]
-    async fn run(
-        &self,
-        auth: Auth,
-        request_id: RequestId,
-        id: Path<Uuid>,
-        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        #[oai(name = "Prefer")] prefer: Header<Option<String>>,
-    ) -> Result<JobReply, Problem> {
-        auth.require_admin()?;
-        let app = &self.app;
-        app.depth().admit()?;
-        let prefer = prefer.0.as_deref();
-        let mut once = match Once::begin(app, app.db(), &auth, key, None).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return jobs::replay(app, &auth, answer, prefer).await,
-        };
-        let started = fire::run_now(once.tx(), id.0, origin(&auth, &request_id)).await;
-        let job_id = once.finish_job(started).await?;
-        jobs::reply(app, &auth, job_id, prefer, false).await
     }
 }

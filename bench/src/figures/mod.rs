@@ -1,6 +1,7 @@
 //! One file per group of figures.
 
 pub(crate) mod assign;
+pub(crate) mod distribute;
 pub(crate) mod draw;
 pub(crate) mod generate;
 pub(crate) mod import;

@@ -1,7 +1,7 @@
 //! The SQL of books.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, postgres::PgArguments, query::QueryAs};
 use uuid::Uuid;
 
 use super::{Book, Settings, Status};
@@ -75,6 +75,32 @@ impl From<Row> for Book {
     }
 }
 
+/// Binds what a person may set, in the order of the columns.
+fn bind_settings<'q>(
+    query: QueryAs<'q, Postgres, Row, PgArguments>,
+    settings: &'q Settings,
+) -> QueryAs<'q, Postgres, Row, PgArguments> {
+    query
+        .bind(settings.starts_at)
+        .bind(settings.ends_at)
+        .bind(settings.redemptions_per_coupon)
+        .bind(settings.max_assignments_per_user)
+        .bind(settings.max_redemptions_per_user)
+        .bind(settings.lock_seconds)
+        .bind(settings.lock_renewals)
+        .bind(settings.valid_days_after_assignment)
+        .bind(settings.rollback_days)
+        .bind(settings.require_lock)
+        .bind(settings.self_service)
+        .bind(settings.exact_codes)
+        .bind(settings.status.as_str())
+        .bind(&settings.time_zone)
+        .bind(&settings.name)
+        .bind(&settings.description)
+        .bind(settings.pattern.as_deref())
+        .bind(&settings.metadata)
+}
+
 /// Makes a book with its draw, in one statement with their event.
 ///
 /// # Errors
@@ -83,7 +109,7 @@ pub async fn insert(connection: &mut PgConnection, settings: &Settings, origin: 
     settings.check()?;
     settings.check_pattern()?;
     let (seed, commitment) = draw::new_seed();
-    let row: Row = sqlx::query_as(
+    let query = sqlx::query_as(
         "WITH b AS (
              INSERT INTO books (id, created_by, starts_at, ends_at, redemptions_per_coupon, max_assignments_per_user,
                  max_redemptions_per_user, lock_seconds, lock_renewals, valid_days_after_assignment, rollback_days,
@@ -99,31 +125,14 @@ pub async fn insert(connection: &mut PgConnection, settings: &Settings, origin: 
          SELECT b.*, d.commitment FROM b, d",
     )
     .bind(id::new())
-    .bind(origin.actor.id)
-    .bind(settings.starts_at)
-    .bind(settings.ends_at)
-    .bind(settings.redemptions_per_coupon)
-    .bind(settings.max_assignments_per_user)
-    .bind(settings.max_redemptions_per_user)
-    .bind(settings.lock_seconds)
-    .bind(settings.lock_renewals)
-    .bind(settings.valid_days_after_assignment)
-    .bind(settings.rollback_days)
-    .bind(settings.require_lock)
-    .bind(settings.self_service)
-    .bind(settings.exact_codes)
-    .bind(settings.status.as_str())
-    .bind(&settings.time_zone)
-    .bind(&settings.name)
-    .bind(&settings.description)
-    .bind(settings.pattern.as_deref())
-    .bind(&settings.metadata)
-    .bind(&seed[..])
-    .bind(&commitment[..])
-    .bind(origin.actor.kind.as_str())
-    .bind(origin.request_id)
-    .fetch_one(connection)
-    .await?;
+    .bind(origin.actor.id);
+    let row: Row = bind_settings(query, settings)
+        .bind(&seed[..])
+        .bind(&commitment[..])
+        .bind(origin.actor.kind.as_str())
+        .bind(origin.request_id)
+        .fetch_one(connection)
+        .await?;
     Ok(row.into())
 }
 
@@ -265,7 +274,7 @@ pub async fn update(
     if settings == before.settings {
         return Ok(before);
     }
-    let row: Option<Row> = sqlx::query_as(
+    let query = sqlx::query_as(
         "WITH b AS (
              UPDATE books SET starts_at = $3, ends_at = $4, redemptions_per_coupon = $5, max_assignments_per_user = $6,
                  max_redemptions_per_user = $7, lock_seconds = $8, lock_renewals = $9, valid_days_after_assignment = $10,
@@ -279,32 +288,15 @@ pub async fn update(
          SELECT b.*, d.commitment FROM b JOIN draw_states d ON d.book_id = $1",
     )
     .bind(book_id)
-    .bind(before.version)
-    .bind(settings.starts_at)
-    .bind(settings.ends_at)
-    .bind(settings.redemptions_per_coupon)
-    .bind(settings.max_assignments_per_user)
-    .bind(settings.max_redemptions_per_user)
-    .bind(settings.lock_seconds)
-    .bind(settings.lock_renewals)
-    .bind(settings.valid_days_after_assignment)
-    .bind(settings.rollback_days)
-    .bind(settings.require_lock)
-    .bind(settings.self_service)
-    .bind(settings.exact_codes)
-    .bind(settings.status.as_str())
-    .bind(&settings.time_zone)
-    .bind(&settings.name)
-    .bind(&settings.description)
-    .bind(settings.pattern.as_deref())
-    .bind(&settings.metadata)
-    .bind(origin.actor.kind.as_str())
-    .bind(origin.actor.id)
-    .bind(origin.request_id)
-    .bind(summary(&before.settings))
-    .bind(summary(&settings))
-    .fetch_optional(connection)
-    .await?;
+    .bind(before.version);
+    let row: Option<Row> = bind_settings(query, &settings)
+        .bind(origin.actor.kind.as_str())
+        .bind(origin.actor.id)
+        .bind(origin.request_id)
+        .bind(summary(&before.settings))
+        .bind(summary(&settings))
+        .fetch_optional(connection)
+        .await?;
     row.map(Book::from).ok_or_else(|| {
         Refusal::new(
             Code::Stale,

@@ -26,22 +26,19 @@ pub const STEP_COUPONS: i64 = 5_000;
 /// People of a step.
 const STEP_PEOPLE: i64 = 5_000;
 
-/// The next people in their order.
-pub const NEXT: &str = "SELECT place, user_id, wanted, assigned FROM distribution_items
-     WHERE book_id = $1 AND distribution_id = $2 AND (place, user_id) >= ($3, $4) AND state = 'planned'
-     ORDER BY place, user_id LIMIT $5";
+/// The next people in their order, with what decides about them. Each is looked up by key: the planner would take a book
+/// that was never analysed for one without allowances, and read all of them for each person.
+pub const NEXT: &str = "SELECT i.place, i.user_id, i.wanted, i.assigned,
+         coalesce((SELECT u.disabled_at IS NOT NULL FROM users u WHERE u.id = i.user_id), true) AS disabled,
+         coalesce((SELECT a.assigned_count FROM user_allowances a WHERE a.book_id = $1 AND a.user_id = i.user_id), 0) AS held
+     FROM distribution_items i
+     WHERE i.book_id = $1 AND i.distribution_id = $2 AND (i.place, i.user_id) >= ($3, $4) AND i.state = 'planned'
+     ORDER BY i.place, i.user_id LIMIT $5";
 
-/// What decides about people at their turn, in their order.
-pub const JUDGE: &str =
-    "SELECT u.id IS NULL OR u.disabled_at IS NOT NULL AS disabled, coalesce(a.assigned_count, 0) AS held
-     FROM unnest($2::uuid[]) WITH ORDINALITY AS n (id, number)
-     LEFT JOIN users u ON u.id = n.id
-     LEFT JOIN user_allowances a ON a.book_id = $1 AND a.user_id = n.id
-     ORDER BY n.number";
-
-/// Writes what a step gives.
+/// Writes what a step gives. Coupons come in the order of their keys, as the indexes have them: twice the rate of the
+/// order in which they were drawn.
 pub const GIVE: &str = "WITH o AS (
-         SELECT * FROM unnest($3::text[], $4::bigint[], $5::uuid[]) WITH ORDINALITY AS o (code_key, draw_key, user_id, number)),
+         SELECT * FROM unnest($3::text[], $4::bigint[], $5::uuid[], $6::bigint[]) AS o (code_key, draw_key, user_id, seq)),
      c AS (
          UPDATE coupons c
          SET state = 'assigned', assigned_user_id = o.user_id, assigned_at = now(), updated_at = now(),
@@ -50,15 +47,16 @@ pub const GIVE: &str = "WITH o AS (
          WHERE c.book_id = $1 AND c.code_key = o.code_key AND c.state = 'unassigned'
            -- Says the same again, so that the primary key is used even where the table was never analysed.
            AND c.code_key = ANY($3::text[])
-         RETURNING c.code_key, c.assigned_user_id),
+         RETURNING 1),
+     -- Of all that were to be given: where one of them was not, the whole step is rolled back.
      recorded AS (
          INSERT INTO events (book_id, id, actor_kind, actor_id, job_id, kind, code_key, request_id, before, after)
-         SELECT $1, uuid_v7(), $7, $8, $9, 'coupon_assigned', c.code_key, $10, '{\"state\": \"unassigned\"}'::jsonb,
-                jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id)
-         FROM c ORDER BY c.code_key),
+         SELECT $1, uuid_v7(), $7, $8, $9, 'coupon_assigned', o.code_key, $10, '{\"state\": \"unassigned\"}'::jsonb,
+                jsonb_build_object('state', 'assigned', 'user_id', o.user_id)
+         FROM o),
      noted AS (
          INSERT INTO distribution_coupons (book_id, distribution_id, seq, draw_key, user_id, code_key)
-         SELECT $1, $2, $6 + o.number, o.draw_key, o.user_id, o.code_key FROM o ORDER BY o.number),
+         SELECT $1, $2, o.seq, o.draw_key, o.user_id, o.code_key FROM o ORDER BY o.seq),
      counted AS (
          INSERT INTO user_allowances AS a (book_id, user_id, assigned_count)
          SELECT $1, n.user_id, n.added FROM unnest($12::uuid[], $13::int[]) AS n (user_id, added)
@@ -76,12 +74,17 @@ pub const GIVE: &str = "WITH o AS (
          RETURNING 1)
      SELECT (SELECT count(*) FROM c), (SELECT count(*) FROM counted), (SELECT count(*) FROM served)";
 
+/// Somebody whose turn has come.
 #[derive(sqlx::FromRow)]
 struct Waiting {
     place: i64,
     user_id: Uuid,
     wanted: i32,
     assigned: i32,
+    /// Disabled, or gone.
+    disabled: bool,
+    /// Coupons of the book that they were given so far.
+    held: i32,
 }
 
 /// What a person gets at their turn.
@@ -101,23 +104,29 @@ struct Served {
 
 /// Serves the next people.
 pub(super) async fn give(run: &mut Run, connection: &mut PgConnection) -> Result<Progress> {
+    // First: what is read of people below is what everybody who held the draw before has committed.
+    let mut draw = DrawState::lock(connection, run.book_id).await?;
+    let request = run.request();
+    // As many as a step serves; in the other modes nobody knows before.
+    let people = match (request.mode, request.per_user) {
+        (Mode::Equal, Some(each)) => (STEP_COUPONS / i64::from(each)).max(1),
+        _ => STEP_PEOPLE,
+    };
     let waiting: Vec<Waiting> = sqlx::query_as(NEXT)
         .bind(run.book_id)
         .bind(run.id)
         .bind(run.next_place)
         .bind(run.next_user_id)
-        .bind(STEP_PEOPLE)
+        .bind(people)
         .fetch_all(&mut *connection)
         .await?;
     if waiting.is_empty() {
         return Ok(Progress::Over);
     }
-    let mut draw = DrawState::lock(connection, run.book_id).await?;
     let rules = BookRules::read(connection, run.book_id).await?;
     if let Some(refusal) = rules.closed {
         return Err(refusal.into());
     }
-    let request = run.request();
     if run.served == 0 && run.assigned == 0 && request.on_shortage == OnShortage::Fail {
         // Since the plan was made somebody may have drawn; nothing is given yet.
         let free = plan::count_free(connection, run.book_id, run.planned).await?;
@@ -129,16 +138,8 @@ pub(super) async fn give(run: &mut Run, connection: &mut PgConnection) -> Result
             return Err(Refusal::new(Code::Shortage, detail).into());
         }
     }
-    let more = waiting.len() >= usize::try_from(STEP_PEOPLE).unwrap_or(0);
-    let (mut served, whole) = judge(
-        connection,
-        run,
-        request.mode,
-        request.per_user,
-        rules.max_per_user,
-        waiting,
-    )
-    .await?;
+    let more = i64::try_from(waiting.len()).unwrap_or(i64::MAX) >= people;
+    let (mut served, whole) = judge(request.mode, request.per_user, rules.max_per_user, waiting);
     let wanted: i64 = served.iter().map(|person| person.share).sum();
     let drawn: Vec<(String, i64)> = sqlx::query_as(DRAW)
         .bind(run.book_id)
@@ -163,30 +164,22 @@ pub(super) async fn give(run: &mut Run, connection: &mut PgConnection) -> Result
 }
 
 /// Judges people in their order until the step is full; says whether all of them were.
-async fn judge(
-    connection: &mut PgConnection,
-    run: &Run,
+fn judge(
     mode: Mode,
     per_user: Option<i32>,
     max_per_user: Option<i64>,
     waiting: Vec<Waiting>,
-) -> Result<(Vec<Served>, bool)> {
-    let users: Vec<Uuid> = waiting.iter().map(|person| person.user_id).collect();
-    let judged: Vec<(bool, i32)> = sqlx::query_as(JUDGE)
-        .bind(run.book_id)
-        .bind(users)
-        .fetch_all(connection)
-        .await?;
+) -> (Vec<Served>, bool) {
     let (mut served, mut coupons) = (Vec::with_capacity(waiting.len()), 0);
-    for (person, (disabled, held)) in waiting.into_iter().zip(judged) {
-        let held = i64::from(held);
+    for person in waiting {
+        let held = i64::from(person.held);
         let due = i64::from(person.wanted - person.assigned);
         let allowed = max_per_user.map_or(i64::MAX, |max| (max - held).max(0));
         let missing = match (mode, per_user) {
             (Mode::TopUp, Some(per_user)) => (i64::from(per_user) - held).clamp(0, due),
             _ => due,
         };
-        let (share, reason) = if disabled {
+        let (share, reason) = if person.disabled {
             (0, Some(Reason::Disabled))
         } else if missing == 0 {
             (0, Some(Reason::Ineligible))
@@ -199,7 +192,7 @@ async fn judge(
         };
         let space = STEP_COUPONS - coupons;
         if share > space && !served.is_empty() {
-            return Ok((served, false));
+            return (served, false);
         }
         // Only a share of mode random can be larger than a step.
         let in_part = share > space;
@@ -215,10 +208,10 @@ async fn judge(
             first: person.assigned == 0,
         });
         if in_part {
-            return Ok((served, false));
+            return (served, false);
         }
     }
-    Ok((served, true))
+    (served, true)
 }
 
 /// Lets the shares end with the coupons.
@@ -241,8 +234,6 @@ async fn write(
     drawn: &[(String, i64)],
     max_per_user: Option<i64>,
 ) -> Result<()> {
-    let keys: Vec<&str> = drawn.iter().map(|(key, _)| key.as_str()).collect();
-    let draw_keys: Vec<i64> = drawn.iter().map(|(_, draw_key)| *draw_key).collect();
     let mut holders: Vec<Uuid> = Vec::with_capacity(drawn.len());
     let (mut places, mut users, mut added) = (Vec::new(), Vec::new(), Vec::new());
     let (mut states, mut reasons) = (Vec::new(), Vec::new());
@@ -281,6 +272,21 @@ async fn write(
             "item": run.served, "user_id": person.user_id, "reason": reason.as_str(), "detail": reason.detail(),
         }));
     }
+    let mut given: Vec<(&str, i64, Uuid, i64)> = drawn
+        .iter()
+        .zip(holders)
+        .zip(first_seq + 1..)
+        .map(|(((key, draw_key), holder), seq)| (key.as_str(), *draw_key, holder, seq))
+        .collect();
+    given.sort_unstable();
+    let (mut keys, mut draw_keys) = (Vec::new(), Vec::new());
+    let (mut holders, mut seqs) = (Vec::new(), Vec::new());
+    for (key, draw_key, holder, seq) in given {
+        keys.push(key);
+        draw_keys.push(draw_key);
+        holders.push(holder);
+        seqs.push(seq);
+    }
     let takers = served.iter().filter(|person| person.share > 0).count();
     let expected = [drawn.len(), takers, served.len()].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
     join_by_hash(connection, true).await?;
@@ -290,7 +296,7 @@ async fn write(
         .bind(keys)
         .bind(draw_keys)
         .bind(holders)
-        .bind(first_seq)
+        .bind(seqs)
         .bind(&run.created_by_kind)
         .bind(run.created_by)
         .bind(run.job_id)

@@ -13,6 +13,7 @@
 
 pub mod create;
 pub mod give;
+pub mod items_csv;
 pub mod order;
 pub mod plan;
 pub mod step;
@@ -25,7 +26,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use store::{Filter, find, list, list_items};
+pub use store::{Filter, LIST_ITEMS, find, list, list_items};
 
 use crate::error::{Error, FieldError, Result};
 

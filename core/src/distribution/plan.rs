@@ -20,19 +20,20 @@ macro_rules! shares {
         concat!(
             "WITH m AS (
                  SELECT user_id FROM pool_members WHERE pool_id = $2 AND user_id > $6 ORDER BY user_id LIMIT $7::bigint),
-             known AS (
+             known AS MATERIALIZED (
                  SELECT m.user_id, u.id IS NULL OR u.disabled_at IS NOT NULL AS disabled,
-                        coalesce(a.assigned_count, 0) AS held, b.max_assignments_per_user - coalesce(a.assigned_count, 0) AS allowed
-                 FROM m CROSS JOIN (SELECT max_assignments_per_user FROM books WHERE id = $1) AS b
-                 LEFT JOIN users u ON u.id = m.user_id
-                 LEFT JOIN user_allowances a ON a.book_id = $1 AND a.user_id = m.user_id),
+                        -- Looked up by key, never joined: the planner would take a book that was never analysed for one
+                        -- without allowances, and read all of them for each member.
+                        coalesce((SELECT a.assigned_count FROM user_allowances a
+                                  WHERE a.book_id = $1 AND a.user_id = m.user_id), 0) AS held
+                 FROM m LEFT JOIN users u ON u.id = m.user_id),
              judged AS (
-                 SELECT user_id, held, allowed,
+                 SELECT user_id, held, most - held AS allowed,
                         CASE WHEN disabled THEN 'disabled'
                              WHEN $3::text = 'top_up' AND held >= $4::int THEN 'ineligible'
-                             WHEN allowed < CASE $3::text WHEN 'equal' THEN $4::int WHEN 'top_up' THEN $4::int - held ELSE 1 END
+                             WHEN most - held < CASE $3::text WHEN 'equal' THEN $4::int WHEN 'top_up' THEN $4::int - held ELSE 1 END
                              THEN 'limit_reached' END AS reason
-                 FROM known),
+                 FROM known CROSS JOIN (SELECT max_assignments_per_user AS most FROM books WHERE id = $1) AS b),
              shares AS (
                  SELECT user_id, reason,
                         CASE WHEN reason IS NOT NULL OR $3::text = 'random' THEN 0
@@ -83,7 +84,8 @@ pub const GATHER: &str = concat!(
                     reason, "
     ),
     place!(),
-    " FROM shares)",
+    // As the primary key has them, and as they are served.
+    " AS place FROM shares ORDER BY place, user_id)",
     totals!()
 );
 

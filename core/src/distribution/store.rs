@@ -165,7 +165,7 @@ pub async fn list(
 }
 
 /// A page of items: $1 book, $2 distribution, behind $3 and $4, $6 in this state.
-const LIST_ITEMS: &str = "SELECT place, user_id, wanted, assigned, undone, state, reason FROM distribution_items
+pub const LIST_ITEMS: &str = "SELECT place, user_id, wanted, assigned, undone, state, reason FROM distribution_items
      WHERE book_id = $1 AND distribution_id = $2 AND (place, user_id) > ($3, $4) AND ($6::text IS NULL OR state = $6)
      ORDER BY place, user_id LIMIT $5";
 

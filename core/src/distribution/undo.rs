@@ -29,7 +29,7 @@ pub const STEP_COUPONS: i64 = 2_000;
 const REVOKED: &str = "revoked";
 
 /// Whether anything of a distribution can be taken back, now or once its lock has lapsed.
-const UNDOABLE: &str = "SELECT EXISTS (
+pub const UNDOABLE: &str = "SELECT EXISTS (
      SELECT FROM distribution_coupons d JOIN coupons c
          ON c.book_id = d.book_id AND c.code_key = d.code_key AND c.draw_key = d.draw_key AND c.assigned_user_id = d.user_id
      WHERE d.book_id = $1 AND d.distribution_id = $2 AND d.undone_at IS NULL AND c.book_id = $1
@@ -164,16 +164,13 @@ pub async fn step(connection: &mut PgConnection, job_id: Uuid, of: &OfDistributi
     if cancelled {
         return undo.end(connection, State::Cancelled).await;
     }
-    let given: Vec<Given> = sqlx::query_as(
-        "SELECT seq, code_key, draw_key, user_id FROM distribution_coupons
-         WHERE book_id = $1 AND distribution_id = $2 AND seq > $3 AND undone_at IS NULL ORDER BY seq LIMIT $4",
-    )
-    .bind(undo.book_id)
-    .bind(undo.id)
-    .bind(undo.undo_seq)
-    .bind(STEP_COUPONS)
-    .fetch_all(&mut *connection)
-    .await?;
+    let given: Vec<Given> = sqlx::query_as(GIVEN)
+        .bind(undo.book_id)
+        .bind(undo.id)
+        .bind(undo.undo_seq)
+        .bind(STEP_COUPONS)
+        .fetch_all(&mut *connection)
+        .await?;
     let over = given.len() < usize::try_from(STEP_COUPONS).unwrap_or(0);
     if !given.is_empty() {
         undo.take_back(connection, given).await?;
@@ -219,6 +216,7 @@ impl Undo {
             }
         }
         if !back.is_empty() {
+            back.sort_unstable_by(|a, b| a.code_key.cmp(&b.code_key)); // as the indexes have them
             self.write(connection, &mut draw, &back).await?;
         }
         Ok(())
@@ -373,6 +371,10 @@ impl Now {
         }
     }
 }
+
+/// The next coupons that were given and not taken back.
+pub const GIVEN: &str = "SELECT seq, code_key, draw_key, user_id FROM distribution_coupons
+     WHERE book_id = $1 AND distribution_id = $2 AND seq > $3 AND undone_at IS NULL ORDER BY seq LIMIT $4";
 
 /// Puts coupons back into the draw, with their events, and gives the allowances back.
 pub const TAKE_BACK: &str = "WITH o AS (

@@ -51,17 +51,18 @@ pub(super) fn redemption(csv: &mut String, redemption: &Redemption) {
     line.end();
 }
 
-struct Line<'a> {
+/// A line that is being written; every cell as a spreadsheet may read it.
+pub(crate) struct Line<'a> {
     csv: &'a mut String,
     first: bool,
 }
 
 impl<'a> Line<'a> {
-    fn begin(csv: &'a mut String) -> Self {
+    pub(crate) fn begin(csv: &'a mut String) -> Self {
         Self { csv, first: true }
     }
 
-    fn cell(&mut self, text: &str) {
+    pub(crate) fn cell(&mut self, text: &str) {
         if !std::mem::take(&mut self.first) {
             self.csv.push(',');
         }
@@ -97,7 +98,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn number(&mut self, number: i32) {
+    pub(crate) fn number(&mut self, number: i32) {
         self.cell(&number.to_string());
     }
 
@@ -109,7 +110,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.csv.push_str("\r\n");
     }
 }

@@ -14,7 +14,7 @@ pub mod create;
 pub mod file;
 pub mod step;
 
-mod csv;
+pub(crate) mod csv;
 
 /// What is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

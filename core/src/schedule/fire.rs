@@ -24,7 +24,7 @@ const STEP: Duration = Duration::from_millis(200);
 
 /// Notices fires that wait for an earlier job to end: they came due while somebody was there. Those that nobody was
 /// there for in time ($1 seconds) are left as they are.
-const NOTICE: &str = "UPDATE schedules SET noticed_at = now() WHERE id IN (
+pub const NOTICE: &str = "UPDATE schedules SET noticed_at = now() WHERE id IN (
          SELECT s.id FROM schedules s
          WHERE s.next_fire_at <= now() AND s.overlap = 'queue'
            AND (s.next_fire_at >= now() - make_interval(secs => $1) OR s.next_fire_at <= s.noticed_at)

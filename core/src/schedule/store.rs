@@ -1,7 +1,7 @@
 //! The SQL of schedules.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
 use super::{Fire, GRACE, Missed, Overlap, Schedule, Settings, Task};
@@ -128,6 +128,25 @@ fn check_run_at(settings: &Settings, now: DateTime<Utc>) -> Result<()> {
     Ok(())
 }
 
+/// Binds what a person may set, and the next fire that follows from it.
+fn bind_settings<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    settings: &'q Settings,
+    next: Option<DateTime<Utc>>,
+) -> Query<'q, Postgres, PgArguments> {
+    query
+        .bind(&settings.name)
+        .bind(settings.task.to_json())
+        .bind(settings.run_at)
+        .bind(settings.cron.as_deref())
+        .bind(&settings.time_zone)
+        .bind(settings.missed.as_str())
+        .bind(settings.overlap.as_str())
+        .bind(settings.ends_at)
+        .bind(settings.paused)
+        .bind(next)
+}
+
 /// Makes a schedule.
 ///
 /// # Errors
@@ -143,27 +162,18 @@ pub async fn insert(connection: &mut PgConnection, settings: &Settings, actor: A
         .next(pattern.as_ref(), after)
         .filter(|_| !settings.paused);
     let schedule_id = id::new();
-    sqlx::query(
-        "INSERT INTO schedules (id, created_by, created_by_kind, name, kind, body, run_at, cron, time_zone, missed,
-             overlap, ends_at, paused, next_fire_at)
+    let query = sqlx::query(
+        "INSERT INTO schedules (id, name, body, run_at, cron, time_zone, missed, overlap, ends_at, paused, next_fire_at,
+             created_by, created_by_kind, kind)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
-    .bind(schedule_id)
-    .bind(actor.id)
-    .bind(actor.kind.as_str())
-    .bind(&settings.name)
-    .bind(settings.task.kind())
-    .bind(settings.task.to_json())
-    .bind(settings.run_at)
-    .bind(settings.cron.as_deref())
-    .bind(&settings.time_zone)
-    .bind(settings.missed.as_str())
-    .bind(settings.overlap.as_str())
-    .bind(settings.ends_at)
-    .bind(settings.paused)
-    .bind(next)
-    .execute(&mut *connection)
-    .await?;
+    .bind(schedule_id);
+    bind_settings(query, settings, next)
+        .bind(actor.id)
+        .bind(actor.kind.as_str())
+        .bind(settings.task.kind())
+        .execute(&mut *connection)
+        .await?;
     Ok(find(connection, schedule_id).await?.0)
 }
 
@@ -254,24 +264,15 @@ pub async fn update(
     } else {
         settings.next(pattern.as_ref(), now)
     };
-    sqlx::query(
+    let query = sqlx::query(
         "UPDATE schedules SET name = $2, body = $3, run_at = $4, cron = $5, time_zone = $6, missed = $7, overlap = $8,
              ends_at = $9, paused = $10, next_fire_at = $11, version = version + 1, updated_at = now()
          WHERE id = $1",
     )
-    .bind(schedule_id)
-    .bind(&settings.name)
-    .bind(settings.task.to_json())
-    .bind(settings.run_at)
-    .bind(settings.cron.as_deref())
-    .bind(&settings.time_zone)
-    .bind(settings.missed.as_str())
-    .bind(settings.overlap.as_str())
-    .bind(settings.ends_at)
-    .bind(settings.paused)
-    .bind(next)
-    .execute(&mut *connection)
-    .await?;
+    .bind(schedule_id);
+    bind_settings(query, &settings, next)
+        .execute(&mut *connection)
+        .await?;
     Ok(find(connection, schedule_id).await?.0)
 }
 

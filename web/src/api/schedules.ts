@@ -4,7 +4,7 @@ import { api, body, type Schemas } from './client'
 export type NewSchedule = Schemas['NewSchedule']
 export type When = Schemas['SchedulePreviewRequest']
 /** A null in a body means absent: what is emptied is named. */
-export type ScheduleChange = Schemas['ScheduleChange'] & { clear?: 'ends_at'[] }
+export type ScheduleChange = Schemas['ScheduleChange']
 
 const at = (id: string) => ({ params: { path: { id } } })
 

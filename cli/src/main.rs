@@ -17,9 +17,6 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use coupon_core::{config::Settings, job::Queue, telemetry};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Coupon books: hand out codes, hold them, redeem them, each exactly once.
 #[derive(Parser)]
 #[command(name = "couponbook", version, max_term_width = 100)]

@@ -230,13 +230,13 @@ fn hot() -> Vec<Hot> {
             &["pool_members_pkey", "users_pkey"],
             300,
         ),
-        ordered(
+        // Those that are due are few: whether they are sorted or read in order is all one.
+        statement(
             "the next fire",
             "",
             fire::CLAIM,
             String::new(),
             &["schedules_due", "schedule_fires_pkey"],
-            200,
         ),
         statement("fires that wait", "float8", fire::NOTICE, "60".into(), &["schedules_due"]),
         Hot {

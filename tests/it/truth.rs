@@ -201,7 +201,6 @@ pub(crate) async fn until(pool: &PgPool, what: &'static str, sql: &'static str) 
     eventually(what, Duration::from_secs(30), look, |is| *is).await;
 }
 
-
 /// Random numbers that can be had again: SplitMix64 (Steele, Lea, Flood 2014), seeded by `COUPONBOOK_SEED` or the
 /// clock; says its seed on stderr.
 #[derive(Debug, Clone)]

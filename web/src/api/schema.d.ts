@@ -2033,7 +2033,10 @@ export interface components {
          * @description Members who are left out for one reason.
          */
         Excluded: {
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description How many.
+             */
             count: number;
             /** @description disabled, limit_reached, or ineligible: has as many as wanted already. */
             reason: string;

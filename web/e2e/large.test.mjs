@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { ADMIN, browser, open, service } from './harness.mjs'
 
-const LINES = process.env.COUPONBOOK_FULL ? 1_000_000 : 100_000
+const LINES = process.env.COUPONBOOK_FULL ? 1_000_000 : 200_000
 let chrome
 let running
 before(async () => {
@@ -82,7 +82,7 @@ test(`an import of ${LINES.toLocaleString('en')} lines is followed, and the page
   console.log(`# ${LINES} lines in ${took.toFixed(1)} s; progress drawn ${changes.length} times, at most ${Math.round(Math.max(...steps.slice(1)))} ms apart`)
   console.log(`# a step of the service is on the screen within ${Math.round(Math.max(...ages))} ms`)
   console.log(`# a press was answered in ${answered} ms; longest task ${Math.round(longest)} ms, longest time without a picture ${Math.round(gap)} ms`)
-  assert.ok(changes.length >= 4, `the progress was drawn ${changes.length} times only`)
+  assert.ok(changes.length >= 3, `the progress was drawn ${changes.length} times only`)
   assert.ok(changes.every(({ done }, n) => n === 0 || done >= changes[n - 1].done), 'progress never goes back')
   assert.equal((await api.send('GET', `/v1/books/${book.id}/stats`)).total, LINES)
   check()

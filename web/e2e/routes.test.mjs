@@ -1,7 +1,11 @@
-// Every address in both themes and on a small screen: no serious fault of accessibility, no error, nothing foreign.
+// Every address in both themes and on a small screen: no serious fault of accessibility, nothing that jumps while it
+// is loaded, no error, nothing foreign.
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
-import { ADMIN, HOLDER, browser, open, overflow, service, settled, shot, unaccessible } from './harness.mjs'
+import { ADMIN, HOLDER, browser, open, overflow, service, settled, shifted, shot, unaccessible } from './harness.mjs'
+
+/** Cumulative layout shift; 0.1 is what is called good. */
+const MOST_SHIFTED = 0.1
 
 let chrome
 let running
@@ -52,14 +56,19 @@ describe('every route of an administrator', { concurrency: true }, () => {
       await shot(page, `sign-in-${look}`)
       await signIn(ADMIN)
       const found = {}
+      let furthest = 0
       for (const [name, address] of Object.entries(routes)) {
         await page.goto(address)
         await settled(page)
+        const moved = await shifted(page)
         const faults = await unaccessible(page)
         if ((await overflow(page)) > 0) faults.push(`wider than the screen by ${await overflow(page)} px`)
+        if (moved > MOST_SHIFTED) faults.push(`moved by ${moved.toFixed(3)} while it was loaded`)
+        furthest = Math.max(furthest, moved)
         if (faults.length) found[name] = faults
         await shot(page, `${name}-${look}`)
       }
+      console.log(`# ${look}: what is drawn moves by ${furthest.toFixed(3)} at most (cumulative layout shift)`)
       assert.deepEqual(found, {})
       check()
     })

@@ -21,10 +21,13 @@ describe('numbers and times', () => {
     const now = Date.parse('2030-01-01T12:00:00Z')
     expect(relative('2030-01-01T11:57:00Z', now)).toBe('3 min. ago')
     expect(relative('2030-01-03T12:00:00Z', now)).toBe('in 2 days')
+    expect(relative('2029-12-31T06:00:00Z', now)).toBe('1 day ago')
+    expect(relative('2030-01-01T12:00:01Z', now)).toBe('now')
   })
   test('a code in groups is the same code', () => {
     for (const code of ['SPRING-00042', 'ABCDEFGHJKLM', 'ABCDEFGHJ', 'AB', 'A1B2C3D']) expect(grouped(code).join('')).toBe(code)
     expect(grouped('ABCDEFGHJKLM')).toEqual(['ABCD', 'EFGH', 'JKLM'])
+    expect(grouped('COFFEE360XK4P')).toEqual(['COFF', 'EE3', '60X', 'K4P'])
   })
 })
 
@@ -34,6 +37,11 @@ describe('a wall clock in a zone', () => {
     expect(toLocal(at, zone)).toBe(local)
   })
   test('the offset shows where clocks change', () => expect([offsetAt('2026-03-28T12:00:00Z', 'Europe/Paris'), offsetAt('2026-03-30T12:00:00Z', 'Europe/Paris')]).toEqual([60, 120]))
+})
+
+test('an event tells by name whom it is about', () => {
+  const id = '019a0000-0000-7000-8000-000000000001'
+  expect(changes({ state: 'unassigned' }, { state: 'assigned', user_id: id })).toEqual([{ name: 'state', before: 'unassigned', after: 'assigned' }, { name: 'user', of: 'user', id, before: null, after: '019a0000…' }])
 })
 
 test('an emptied field of a book is cleared by name, and nothing else is', () => {

@@ -93,6 +93,9 @@ export function percent(part: number, whole: number): string {
 export function grouped(code: string): string[] {
   if (/[\s-]/.test(code)) return code.split(/(?<=[\s-])/)
   if (code.length <= 6) return [code]
-  const size = code.length % 4 === 0 || code.length % 4 === 3 ? 4 : code.length % 3 === 0 ? 3 : 4
-  return code.match(new RegExp(`.{1,${size}}`, 'gu')) ?? [code]
+  const letters = [...code]
+  const groups: string[] = []
+  // As even as can be, so that no letter stands alone at the end.
+  for (let left = Math.ceil(letters.length / 4); left > 0; left--) groups.push(letters.splice(0, Math.ceil(letters.length / left)).join(''))
+  return groups
 }

@@ -31,11 +31,13 @@ before(async () => {
   const bad = jobs.find((job) => job.state === 'partially_succeeded') ?? jobs[0]
   const pool = await api.send('POST', '/v1/pools', { name: 'Newsletter' })
   await api.send('POST', `/v1/pools/${pool.id}/members`, { user_ids: [mia.id] })
+  await api.send('POST', '/v1/distributions', { book_id: book.id, pool_id: pool.id, mode: 'equal', per_user: 2, on_shortage: 'fail' }, { prefer: 'wait=30' })
+  const distribution = (await api.send('GET', '/v1/distributions')).data[0]
   const schedule = await api.send('POST', '/v1/schedules', { name: 'Every Monday', kind: 'export', export: { kind: 'coupons', book_id: book.id }, cron: '0 9 * * 1', time_zone: 'Europe/Paris' })
   routes = {
     overview: '/', books: '/books', 'new-book': '/books/new', 'new-book-generate': '/books/new?codes=generate', book: `/books/${book.id}`, 'long-book': `/books/${long.id}`, 'edit-book': `/books/${book.id}/edit`,
     'import-choose': `/books/${book.id}/import`, generate: `/books/${book.id}/generate`, coupon: `/books/${book.id}/coupons/${held[0]}`,
-    pools: '/pools', pool: `/pools/${pool.id}`, distributions: '/distributions', distribute: `/distributions/new?book=${book.id}`,
+    pools: '/pools', pool: `/pools/${pool.id}`, distributions: '/distributions', distribution: `/distributions/${distribution.id}`, distribute: `/distributions/new?book=${book.id}`,
     schedules: '/schedules', 'new-schedule': '/schedules/new', schedule: `/schedules/${schedule.id}`, jobs: '/jobs', job: `/jobs/${bad.id}`, audit: '/audit', users: '/settings/users', 'api-keys': '/settings/api-keys', webhooks: '/settings/webhooks',
     as: `/as/${mia.id}`, 'as-used': `/as/${mia.id}?show=used`, account: '/account', nowhere: '/nowhere/at/all',
   }

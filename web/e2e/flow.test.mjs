@@ -42,7 +42,7 @@ describe('the classic demo', () => {
     assert.equal(await page.getByLabel('Name', { exact: true }).inputValue(), 'spring sale', 'the file names the book')
     await shot(page, 'new-book')
     await click(page.getByRole('button', { name: 'Make the book and import' }))
-    await page.getByText('200 codes were added to spring sale.').waitFor()
+    await page.getByText('200 codes were added to spring sale. It took').waitFor()
     await shot(page, 'import')
     const bookId = /books\/([^/]+)/.exec(page.url())[1]
     await click(page.getByRole('link', { name: 'Distribute these' }))

@@ -6,13 +6,14 @@ import { emptyDistribution, toWanted } from '@/distributions/form'
 import { odds, samples, space } from '@/generating/advice'
 import { parseFilter, writeFilter } from '@/jobs/filter'
 import { fromCron, offsetAt, toCron } from '@/schedules/cron'
-import { bytes, clockface, compact, duration, grouped, percent, relative } from '@/ui/format'
+import { bytes, clockface, compact, duration, elapsed, grouped, percent, relative } from '@/ui/format'
 
 describe('numbers and times', () => {
   test('as people read them', () => {
     expect([compact(58_123), compact(1_250_000)]).toEqual(['58.1k', '1.25M'])
     expect(compact(5.31e17)).toBe('5.3 × 10¹⁷')
     expect([duration(9.6), duration(125), duration(3_900)]).toEqual(['10 s', '2 min', '1 h 5 min'])
+    expect([elapsed(0.0281), elapsed(4.4)]).toEqual(['28 ms', '4 s'])
     expect([clockface(247), clockface(0), clockface(3_661)]).toEqual(['4:07', '0:00', '1:01:01'])
     expect([bytes(999), bytes(1_500), bytes(25_000_000)]).toEqual(['999 B', '1.5 kB', '25 MB'])
     expect([percent(1, 1_000), percent(1, 2), percent(0, 0)]).toEqual(['<\u00a01\u00a0%', '50\u00a0%', '0\u00a0%'])

@@ -63,6 +63,9 @@ export function duration(seconds: number): string {
   return minutes % 60 ? `${hours} h ${minutes % 60} min` : `${hours} h`
 }
 
+/** How long something took: `28 ms`, `4 s`, `2 min`. */
+export const elapsed = (seconds: number): string => (seconds < 1 ? `${Math.round(seconds * 1_000)} ms` : duration(seconds))
+
 /** `4:07`, for countdowns. */
 export function clockface(seconds: number): string {
   const total = Math.max(0, Math.ceil(seconds))

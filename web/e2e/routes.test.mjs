@@ -34,6 +34,8 @@ before(async () => {
   await api.send('POST', '/v1/distributions', { book_id: book.id, pool_id: pool.id, mode: 'equal', per_user: 2, on_shortage: 'fail' }, { prefer: 'wait=30' })
   const distribution = (await api.send('GET', '/v1/distributions')).data[0]
   const schedule = await api.send('POST', '/v1/schedules', { name: 'Every Monday', kind: 'export', export: { kind: 'coupons', book_id: book.id }, cron: '0 9 * * 1', time_zone: 'Europe/Paris' })
+  // The sums over time come some seconds behind, and the picture of the overview is to show them.
+  while (process.env.SCREENSHOTS && !(await api.send('GET', '/v1/stats')).points.at(-1)?.redeemed) await new Promise((resolve) => setTimeout(resolve, 500))
   routes = {
     overview: '/', books: '/books', 'new-book': '/books/new', 'new-book-generate': '/books/new?codes=generate', book: `/books/${book.id}`, 'long-book': `/books/${long.id}`, 'edit-book': `/books/${book.id}/edit`,
     'import-choose': `/books/${book.id}/import`, generate: `/books/${book.id}/generate`, coupon: `/books/${book.id}/coupons/${held[0]}`,

@@ -20,7 +20,8 @@ after(async () => {
 
 /** Holds the button that spends. */
 async function hold(page) {
-  const button = page.getByRole('button', { name: 'Hold to redeem' })
+  const button = page.getByRole('button', { name: 'Hold to redeem', disabled: false })
+  await button.waitFor() // not before the coupon is locked
   const { x, y, width, height } = await button.boundingBox()
   await page.mouse.move(x + width / 2, y + height / 2)
   await page.mouse.down()
@@ -41,7 +42,7 @@ describe('the classic demo', () => {
     assert.equal(await page.getByLabel('Name', { exact: true }).inputValue(), 'spring sale', 'the file names the book')
     await shot(page, 'new-book')
     await click(page.getByRole('button', { name: 'Make the book and import' }))
-    await page.getByText('200 codes are in spring sale now.').waitFor()
+    await page.getByText('200 codes were added to spring sale. It took').waitFor()
     await shot(page, 'import')
     const bookId = /books\/([^/]+)/.exec(page.url())[1]
     await click(page.getByRole('link', { name: 'Distribute these' }))
@@ -180,7 +181,7 @@ describe('what goes wrong', () => {
     await shot(page, 'offline')
     await context.setOffline(false)
     await click(page.getByRole('button', { name: 'Send it again' }))
-    await page.getByText('200 codes are in Bad network now.').waitFor()
+    await page.getByText('200 codes were added to Bad network.').waitFor()
     assert.equal((await api.send('GET', `/v1/books/${book.id}/stats`)).total, 200)
     check()
   })
@@ -197,7 +198,7 @@ describe('what goes wrong', () => {
     assert.equal((await api.send('GET', `/v1/books/${book.id}/stats`)).total, 0)
     await shot(page, 'check')
     await click(page.getByRole('button', { name: 'Import 3 codes' }))
-    await page.getByText('3 codes are in Bad lines now.').waitFor()
+    await page.getByText('3 codes were added to Bad lines.').waitFor()
     const [file] = await Promise.all([page.waitForEvent('download'), click(page.getByRole('button', { name: 'Download the report' }))])
     assert.match(file.suggestedFilename(), /\.csv$/)
     check()

@@ -94,6 +94,7 @@ export async function open(chrome, { url, api }, options = {}) {
   const { width = 1280, height = 800, dark = false, allow = [] } = options
   const context = await chrome.newContext({ baseURL: url, viewport: { width, height }, colorScheme: dark ? 'dark' : 'light', reducedMotion: 'reduce', timezoneId: 'Europe/Paris', locale: 'en-GB' })
   context.setDefaultTimeout(15_000)
+  await context.addInitScript(countShifts)
   const page = await context.newPage()
   const faults = []
   const foreign = []
@@ -126,6 +127,13 @@ export async function unaccessible(page) {
   const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }))
   return found.violations.filter(({ impact }) => impact === 'serious' || impact === 'critical').map(({ id, nodes }) => `${id}: ${nodes.slice(0, 3).map((node) => `${node.html.slice(0, 160)} ${node.any[0]?.message ?? ''}`).join(' | ')}`)
 }
+
+/** Adds up how far the page has moved under the reader's eyes without being asked to. */
+function countShifts() {
+  globalThis.shifted = 0
+  new PerformanceObserver((list) => { for (const entry of list.getEntries()) if (!entry.hadRecentInput) globalThis.shifted += entry.value }).observe({ type: 'layout-shift', buffered: true })
+}
+export const shifted = (page) => page.evaluate(() => globalThis.shifted)
 
 /** Whether the page can be scrolled sideways. */
 export const overflow = (page) => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)

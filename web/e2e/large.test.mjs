@@ -72,7 +72,7 @@ test(`an import of ${LINES.toLocaleString('en')} lines is followed, and the page
   await page.getByRole('button', { name: /^Theme/ }).click()
   await page.getByRole('button', { name: 'Theme: light' }).waitFor()
   const answered = Date.now() - pressed
-  await page.getByText(`${LINES.toLocaleString('en')} codes are in A large file now.`).waitFor({ timeout: 500_000 })
+  await page.getByText(`${LINES.toLocaleString('en')} codes were added to A large file.`).waitFor({ timeout: 500_000 })
   const took = (Date.now() - begun) / 1_000
   await follow
   const { changes, longest, gap } = await page.evaluate(() => globalThis.watched)

@@ -1,7 +1,11 @@
-// Every address in both themes and on a small screen: no serious fault of accessibility, no error, nothing foreign.
+// Every address in both themes and on a small screen: no serious fault of accessibility, nothing that jumps while it
+// is loaded, no error, nothing foreign.
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
-import { ADMIN, HOLDER, browser, open, overflow, service, settled, shot, unaccessible } from './harness.mjs'
+import { ADMIN, HOLDER, browser, open, overflow, service, settled, shifted, shot, unaccessible } from './harness.mjs'
+
+/** Cumulative layout shift; 0.1 is what is called good. */
+const MOST_SHIFTED = 0.1
 
 let chrome
 let running
@@ -27,11 +31,15 @@ before(async () => {
   const bad = jobs.find((job) => job.state === 'partially_succeeded') ?? jobs[0]
   const pool = await api.send('POST', '/v1/pools', { name: 'Newsletter' })
   await api.send('POST', `/v1/pools/${pool.id}/members`, { user_ids: [mia.id] })
+  await api.send('POST', '/v1/distributions', { book_id: book.id, pool_id: pool.id, mode: 'equal', per_user: 2, on_shortage: 'fail' }, { prefer: 'wait=30' })
+  const distribution = (await api.send('GET', '/v1/distributions')).data[0]
   const schedule = await api.send('POST', '/v1/schedules', { name: 'Every Monday', kind: 'export', export: { kind: 'coupons', book_id: book.id }, cron: '0 9 * * 1', time_zone: 'Europe/Paris' })
+  // The sums over time come some seconds behind, and the picture of the overview is to show them.
+  while (process.env.SCREENSHOTS && !(await api.send('GET', '/v1/stats')).points.at(-1)?.redeemed) await new Promise((resolve) => setTimeout(resolve, 500))
   routes = {
     overview: '/', books: '/books', 'new-book': '/books/new', 'new-book-generate': '/books/new?codes=generate', book: `/books/${book.id}`, 'long-book': `/books/${long.id}`, 'edit-book': `/books/${book.id}/edit`,
     'import-choose': `/books/${book.id}/import`, generate: `/books/${book.id}/generate`, coupon: `/books/${book.id}/coupons/${held[0]}`,
-    pools: '/pools', pool: `/pools/${pool.id}`, distributions: '/distributions', distribute: `/distributions/new?book=${book.id}`,
+    pools: '/pools', pool: `/pools/${pool.id}`, distributions: '/distributions', distribution: `/distributions/${distribution.id}`, distribute: `/distributions/new?book=${book.id}`,
     schedules: '/schedules', 'new-schedule': '/schedules/new', schedule: `/schedules/${schedule.id}`, jobs: '/jobs', job: `/jobs/${bad.id}`, audit: '/audit', users: '/settings/users', 'api-keys': '/settings/api-keys', webhooks: '/settings/webhooks',
     as: `/as/${mia.id}`, 'as-used': `/as/${mia.id}?show=used`, account: '/account', nowhere: '/nowhere/at/all',
   }
@@ -52,14 +60,19 @@ describe('every route of an administrator', { concurrency: true }, () => {
       await shot(page, `sign-in-${look}`)
       await signIn(ADMIN)
       const found = {}
+      let furthest = 0
       for (const [name, address] of Object.entries(routes)) {
         await page.goto(address)
         await settled(page)
+        const moved = await shifted(page)
         const faults = await unaccessible(page)
         if ((await overflow(page)) > 0) faults.push(`wider than the screen by ${await overflow(page)} px`)
+        if (moved > MOST_SHIFTED) faults.push(`moved by ${moved.toFixed(3)} while it was loaded`)
+        furthest = Math.max(furthest, moved)
         if (faults.length) found[name] = faults
         await shot(page, `${name}-${look}`)
       }
+      console.log(`# ${look}: what is drawn moves by ${furthest.toFixed(3)} at most (cumulative layout shift)`)
       assert.deepEqual(found, {})
       check()
     })

@@ -34,7 +34,7 @@ test('a schedule that repeats is seen, made, paused and started now', async () =
   await page.getByLabel('At', { exact: true }).fill('02:30')
   await page.getByText('Every day at 02:30').waitFor()
   await fires(page).nth(9).waitFor()
-  await page.waitForFunction(() => [...document.querySelectorAll('tbody td.lead')].every((cell) => /02:30\sAM/.test(cell.textContent)))
+  await page.waitForFunction(() => [...document.querySelectorAll('tbody td.lead')].every((cell) => /, 02:30 /.test(cell.textContent)))
   assert.deepEqual(await named(), [], 'the look ahead makes nothing')
   await shot(page, 'schedule-preview', true)
 
@@ -65,6 +65,13 @@ test('a schedule that repeats is seen, made, paused and started now', async () =
   await click(page.getByRole('button', { name: 'Run now' }))
   await page.getByRole('complementary', { name: 'Jobs in view' }).getByText('succeeded', { exact: true }).waitFor()
   assert.equal((await api.send('GET', `/v1/books/${book.id}/stats`)).assigned, 1)
+  await page.getByText('Last started by hand').waitFor()
+
+  await click(page.getByRole('button', { name: 'Delete' }))
+  assert.equal((await named()).length, 1, 'it is asked first')
+  await click(page.getByRole('dialog').getByRole('button', { name: 'Delete' }))
+  await page.waitForURL('**/schedules')
+  assert.deepEqual(await named(), [])
   check()
 })
 

@@ -6,13 +6,14 @@ import { emptyDistribution, toWanted } from '@/distributions/form'
 import { odds, samples, space } from '@/generating/advice'
 import { parseFilter, writeFilter } from '@/jobs/filter'
 import { fromCron, offsetAt, toCron } from '@/schedules/cron'
-import { bytes, clockface, compact, duration, grouped, percent, relative } from '@/ui/format'
+import { bytes, clockface, compact, duration, elapsed, grouped, percent, relative } from '@/ui/format'
 
 describe('numbers and times', () => {
   test('as people read them', () => {
     expect([compact(58_123), compact(1_250_000)]).toEqual(['58.1k', '1.25M'])
     expect(compact(5.31e17)).toBe('5.3 × 10¹⁷')
     expect([duration(9.6), duration(125), duration(3_900)]).toEqual(['10 s', '2 min', '1 h 5 min'])
+    expect([elapsed(0.0281), elapsed(4.4)]).toEqual(['28 ms', '4 s'])
     expect([clockface(247), clockface(0), clockface(3_661)]).toEqual(['4:07', '0:00', '1:01:01'])
     expect([bytes(999), bytes(1_500), bytes(25_000_000)]).toEqual(['999 B', '1.5 kB', '25 MB'])
     expect([percent(1, 1_000), percent(1, 2), percent(0, 0)]).toEqual(['<\u00a01\u00a0%', '50\u00a0%', '0\u00a0%'])
@@ -21,10 +22,13 @@ describe('numbers and times', () => {
     const now = Date.parse('2030-01-01T12:00:00Z')
     expect(relative('2030-01-01T11:57:00Z', now)).toBe('3 min. ago')
     expect(relative('2030-01-03T12:00:00Z', now)).toBe('in 2 days')
+    expect(relative('2029-12-31T06:00:00Z', now)).toBe('1 day ago')
+    expect(relative('2030-01-01T12:00:01Z', now)).toBe('now')
   })
   test('a code in groups is the same code', () => {
     for (const code of ['SPRING-00042', 'ABCDEFGHJKLM', 'ABCDEFGHJ', 'AB', 'A1B2C3D']) expect(grouped(code).join('')).toBe(code)
     expect(grouped('ABCDEFGHJKLM')).toEqual(['ABCD', 'EFGH', 'JKLM'])
+    expect(grouped('COFFEE360XK4P')).toEqual(['COFF', 'EE3', '60X', 'K4P'])
   })
 })
 
@@ -34,6 +38,11 @@ describe('a wall clock in a zone', () => {
     expect(toLocal(at, zone)).toBe(local)
   })
   test('the offset shows where clocks change', () => expect([offsetAt('2026-03-28T12:00:00Z', 'Europe/Paris'), offsetAt('2026-03-30T12:00:00Z', 'Europe/Paris')]).toEqual([60, 120]))
+})
+
+test('an event tells by name whom it is about', () => {
+  const id = '019a0000-0000-7000-8000-000000000001'
+  expect(changes({ state: 'unassigned' }, { state: 'assigned', user_id: id })).toEqual([{ name: 'state', before: 'unassigned', after: 'assigned' }, { name: 'user', of: 'user', id, before: null, after: '019a0000…' }])
 })
 
 test('an emptied field of a book is cleared by name, and nothing else is', () => {

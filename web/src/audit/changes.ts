@@ -1,6 +1,9 @@
 /** What differs between the two sides of an event, in words short enough for a line. */
 export interface Change {
   name: string
+  /** Of whom or what it is the id, where a screen can tell by name. */
+  of?: 'user' | 'distribution'
+  id?: string
   before: string | null
   after: string | null
 }
@@ -14,8 +17,15 @@ export function changes(before: unknown, after: unknown): Change[] {
   const names = [...new Set([...Object.keys(left), ...Object.keys(right)])].filter((name) => !HIDDEN.includes(name))
   return names
     .filter((name) => JSON.stringify(left[name]) !== JSON.stringify(right[name]))
-    .map((name) => ({ name: name.replaceAll('_', ' '), before: name in left ? short(left[name]) : null, after: name in right ? short(right[name]) : null }))
+    .map((name) => ({ ...told(name, right[name]), before: name in left ? short(left[name]) : null, after: name in right ? short(right[name]) : null }))
     .slice(0, 8)
+}
+
+const NAMED: Record<string, 'user' | 'distribution'> = { user_id: 'user', assigned_user_id: 'user', distribution_id: 'distribution' }
+
+function told(name: string, after: unknown): Pick<Change, 'name' | 'of' | 'id'> {
+  const of = NAMED[name]
+  return of && typeof after === 'string' ? { name: of, of, id: after } : { name: name.replaceAll('_', ' ') }
 }
 
 const flat = (value: unknown): Record<string, unknown> => (value && typeof value === 'object' && !Array.isArray(value) ? (value as Record<string, unknown>) : value === null || value === undefined ? {} : { value })

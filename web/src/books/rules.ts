@@ -14,7 +14,7 @@ export function useRules() {
     const parts = [uses === 1 ? t('rules.once') : t('rules.times', { n: number(uses) })]
     if (book.max_assignments_per_user) parts.push(t('rules.perUser', { n: number(book.max_assignments_per_user) }, book.max_assignments_per_user))
     if (book.max_redemptions_per_user) parts.push(t('rules.redeemPerUser', { n: number(book.max_redemptions_per_user) }, book.max_redemptions_per_user))
-    if (book.require_lock ?? true) parts.push(t('rules.lock', { time: duration(book.lock_seconds ?? 300), n: book.lock_renewals ?? 3 }))
+    if (book.require_lock ?? true) parts.push(t('rules.lock', { time: duration(book.lock_seconds ?? 300), n: book.lock_renewals ?? 3 }, book.lock_renewals ?? 3))
     else parts.push(t('rules.noLock'))
     if (book.starts_at && book.ends_at) parts.push(t('rules.between', { from: day(book.starts_at, zone), to: day(book.ends_at, zone) }))
     else if (book.starts_at) parts.push(t('rules.from', { from: day(book.starts_at, zone) }))

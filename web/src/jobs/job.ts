@@ -11,7 +11,7 @@ export type Job = Schemas['Job']
  * Polled, not streamed: a browser opens six connections to a service, and a page with several running jobs would use
  * them up. Less than a second, so that what is on the screen is never older.
  */
-const POLL_MS = 700
+const POLL_MS = 400
 
 const FINAL = ['succeeded', 'partially_succeeded', 'failed', 'cancelled']
 export const hasEnded = (job: Job | undefined): boolean => job !== undefined && FINAL.includes(job.state)

@@ -30,5 +30,7 @@ export function useJobWords() {
       .sort(([a], [b]) => rank(a) - rank(b))
       .map(([name, value]) => ({ name, word: counter(name), value: value as number }))
   }
-  return { kind, progress, counters, counter }
+  const reason = (name: string): string => (te(`reason.${name}`) ? t(`reason.${name}`) : name.replaceAll('_', ' '))
+
+  return { kind, progress, counters, counter, reason }
 }

@@ -4,7 +4,9 @@ import { serverNow } from '@/api/clock'
 const language = 'en'
 const whole = new Intl.NumberFormat(language)
 const short = new Intl.NumberFormat(language, { notation: 'compact', maximumSignificantDigits: 3 })
-const ago = new Intl.RelativeTimeFormat(language, { numeric: 'auto', style: 'short' })
+/** “1 day ago” and not “yesterday”: thirty hours ago may be the day before that. */
+const ago = new Intl.RelativeTimeFormat(language, { style: 'short' })
+const now = new Intl.RelativeTimeFormat(language, { numeric: 'auto' }).format(0, 'second')
 
 export const number = (value: number): string => whole.format(value)
 
@@ -22,9 +24,9 @@ const UNITS: [Intl.RelativeTimeFormatUnit, number][] = [
 ]
 
 /** `3 min. ago`, `in 2 days`, by the service's clock. */
-export function relative(at: string, now: number = serverNow()): string {
-  const seconds = Math.round((Date.parse(at) - now) / 1_000)
-  if (Math.abs(seconds) < 3) return ago.format(0, 'second')
+export function relative(at: string, since: number = serverNow()): string {
+  const seconds = Math.round((Date.parse(at) - since) / 1_000)
+  if (Math.abs(seconds) < 3) return now
   const [unit, size] = UNITS.find(([, size]) => Math.abs(seconds) >= size) ?? UNITS[UNITS.length - 1]!
   return ago.format(Math.trunc(seconds / size), unit)
 }
@@ -32,16 +34,19 @@ export function relative(at: string, now: number = serverNow()): string {
 /** A time to the second with its zone: the reader's unless another is asked for. */
 export function absolute(at: string, zone?: string): string {
   return new Intl.DateTimeFormat(language, {
-    year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', timeZoneName: 'short', timeZone: zone,
+    year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23', timeZoneName: 'short', timeZone: zone,
   }).format(new Date(at))
 }
 
 /** A time to the minute with its day of the week and its zone, for plans. */
 export function moment(at: string, zone?: string): string {
   return new Intl.DateTimeFormat(language, {
-    weekday: 'short', year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', timeZoneName: 'short', timeZone: zone,
+    weekday: 'short', year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', hourCycle: 'h23', timeZoneName: 'short', timeZone: zone,
   }).format(new Date(at))
 }
+
+/** The time of day of the reader. */
+export const timeOfDay = (at: string | number): string => new Intl.DateTimeFormat(language, { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' }).format(new Date(at))
 
 /** A day, or a day and a time, for sentences. */
 export function day(at: string, zone?: string): string {
@@ -57,6 +62,9 @@ export function duration(seconds: number): string {
   const hours = Math.floor(minutes / 60)
   return minutes % 60 ? `${hours} h ${minutes % 60} min` : `${hours} h`
 }
+
+/** How long something took: `28 ms`, `4 s`, `2 min`. */
+export const elapsed = (seconds: number): string => (seconds < 1 ? `${Math.round(seconds * 1_000)} ms` : duration(seconds))
 
 /** `4:07`, for countdowns. */
 export function clockface(seconds: number): string {
@@ -88,6 +96,9 @@ export function percent(part: number, whole: number): string {
 export function grouped(code: string): string[] {
   if (/[\s-]/.test(code)) return code.split(/(?<=[\s-])/)
   if (code.length <= 6) return [code]
-  const size = code.length % 4 === 0 || code.length % 4 === 3 ? 4 : code.length % 3 === 0 ? 3 : 4
-  return code.match(new RegExp(`.{1,${size}}`, 'gu')) ?? [code]
+  const letters = [...code]
+  const groups: string[] = []
+  // As even as can be, so that no letter stands alone at the end.
+  for (let left = Math.ceil(letters.length / 4); left > 0; left--) groups.push(letters.splice(0, Math.ceil(letters.length / left)).join(''))
+  return groups
 }

@@ -2,7 +2,7 @@
 export default {
   mine: {
     title: 'My coupons', available: 'Available', locked: 'Locked', used: 'Used',
-    empty: { available: 'No coupon is waiting for you. When you are given one, it appears here.', locked: 'No coupon is being used at the moment.', used: 'You have not used a coupon yet.' },
+    empty: { available: 'No coupon is waiting for you. When you are given one, it appears here.', locked: 'No coupon is being used at the moment.', used: 'Coupons that you have used up appear here.' },
     use: 'Use now', resume: 'Go on', uses: '{left} of {all} uses left', usedAt: 'Used {when}', validUntil: 'Valid until {day}', startsOn: 'From {day} on',
     expired: 'Expired', notActive: 'Not running', notStarted: 'Not begun', over: 'Over', withdrawn: 'Withdrawn', inUse: 'In use until {time}',
     inUseElsewhere: 'Open on another device, free in {left}', free: 'Give it back',
@@ -15,5 +15,5 @@ export default {
     expired: 'The time is over', expiredText: 'Nothing was used. The coupon is back among the available ones.', reopen: 'Open it again', finish: 'Done', qr: 'QR code of {code}', noLock: 'This coupon needs no hold: it is redeemed at once.',
     lowTime: 'Less than 30 seconds left.',
   },
-  account: { title: 'Your account', name: 'Name', email: 'E-mail', password: 'Change the password', old: 'Password until now', new: 'New password', saved: 'Saved.', changed: 'Changed. Every other session has ended.', hint: '10 characters or more, not easily guessed.' },
+  account: { title: 'Your account', name: 'Name', email: 'E-mail', password: 'Change the password', old: 'Current password', new: 'New password', saved: 'Saved.', changed: 'Changed. Every other session has ended.', hint: '10 characters or more, not easily guessed.' },
 }

@@ -367,7 +367,7 @@ impl Coupons {
         Ok(Json(list::find(&mut connection, &coupon).await?.into()))
     }
 
-    /// What happened to a coupon, oldest first.
+    /// What happened to a coupon, oldest first; to its holder, since it is theirs.
     #[oai(path = "/coupons/:code/events", method = "get")]
     async fn events(
         &self,
@@ -379,11 +379,12 @@ impl Coupons {
         cursor: Query<Option<String>>,
     ) -> Result<Json<Page<EventView>>, Problem> {
         let as_of = super::check_time("?as_of", as_of.0)?;
+        let behalf = behalf(&auth)?;
         let coupon = self.locate(&auth, &code.0, book_id.0).await?;
         let list = format!("events/{}/{}/{as_of:?}", coupon.book_id, coupon.code_key);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
         let mut connection = self.app.connection().await?;
-        let page = list::list_events(&mut connection, &coupon, as_of, after, limit.rows()).await?;
+        let page = list::list_events(&mut connection, &coupon, behalf, as_of, after, limit.rows()).await?;
         Ok(Json(Page::of(page, &list, |event| event.id, EventView::from)))
     }
 

@@ -167,9 +167,9 @@ pub(super) fn hot() -> Vec<Hot> {
         ),
         ordered(
             "a coupon's events",
-            "uuid, text, timestamptz, uuid, bigint",
+            "uuid, text, timestamptz, uuid, bigint, uuid",
             list::LIST_EVENTS,
-            format!("{BOOK}, 'C000100', NULL, NULL, 51"),
+            format!("{BOOK}, 'C000100', NULL, NULL, 51, NULL"),
             &["events_code"],
             60,
         ),

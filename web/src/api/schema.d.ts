@@ -391,7 +391,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What happened to a coupon, oldest first. */
+        /** What happened to a coupon, oldest first; to its holder, since it is theirs. */
         get: operations["get_coupons_by_code_events"];
         put?: never;
         post?: never;

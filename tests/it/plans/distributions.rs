@@ -1,7 +1,7 @@
 //! Distributions, and the pools that they are made to.
 
 use coupon_core::{
-    distribution::{self, give, plan as planning, undo},
+    distribution::{self, give, items_csv, plan as planning, undo},
     pool::members,
 };
 
@@ -71,6 +71,14 @@ pub(super) fn hot() -> Vec<Hot> {
             format!("{BOOK}, {GIVING}, 15000000, {NOBODY}, 51, NULL"),
             &["distribution_items_pkey"],
             120,
+        ),
+        ordered(
+            "items as a file",
+            "uuid, uuid, bigint, uuid, bigint, text",
+            items_csv::PAGE_OF_ITEMS,
+            format!("{BOOK}, {GIVING}, 15000000, {NOBODY}, 51, NULL"),
+            &["distribution_items_pkey", "users_pkey"],
+            300,
         ),
         ordered(
             "what was given",

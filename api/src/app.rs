@@ -14,6 +14,7 @@ use coupon_core::{
     user::{self, auth::Authenticator, budget::SecurityBudgets, password::Passwords, token::TokenKeys},
 };
 
+use sqlx::{Postgres, pool::PoolConnection};
 use uuid::Uuid;
 
 use crate::{intake::Intake, rate_limit::RateLimiter};
@@ -113,6 +114,14 @@ impl App {
     /// Connections for everything that has no others.
     pub fn db(&self) -> &Db {
         &self.inner.db
+    }
+
+    /// One of them, for single statements that are a transaction of their own.
+    ///
+    /// # Errors
+    /// When none can be had.
+    pub async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        Ok(self.db().pool().acquire().await?)
     }
 
     /// Connections for locks and redemptions.

@@ -68,11 +68,7 @@ impl<'a> ApiExtractor<'a> for CsvBody {
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> Result<Self> {
-        let essence = request
-            .content_type()
-            .and_then(|text| text.split(';').next())
-            .unwrap_or_default()
-            .trim();
+        let essence = essence(request);
         if !TAKEN.iter().any(|taken| essence.eq_ignore_ascii_case(taken)) {
             return Err(Problem::new(
                 Code::UnsupportedMediaType,
@@ -82,6 +78,12 @@ impl<'a> ApiExtractor<'a> for CsvBody {
         }
         Ok(Self(body.take().unwrap_or_default()))
     }
+}
+
+/// The content type of a request without its parameters.
+fn essence(request: &Request) -> &str {
+    let content_type = request.content_type().unwrap_or_default();
+    content_type.split(';').next().unwrap_or_default().trim()
 }
 
 /// Receives a file for an import and keeps it; what does not arrive completely is kept by nobody.
@@ -155,11 +157,7 @@ impl<'a, T: ParseFromJSON + 'static> ApiExtractor<'a> for JsonOrCsv<T> {
         body: &mut RequestBody,
         options: ExtractParamOptions<()>,
     ) -> Result<Self> {
-        let essence = request
-            .content_type()
-            .and_then(|text| text.split(';').next())
-            .unwrap_or_default()
-            .trim();
+        let essence = essence(request);
         if essence.eq_ignore_ascii_case(TEXT_CSV) {
             return Ok(Self::Csv(body.take().unwrap_or_default()));
         }

@@ -52,8 +52,9 @@ pub fn stack(route: Route, document: Arc<Document>) -> impl Endpoint<Output = Re
 fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_openapi::OpenApi + use<>, ()> {
     use endpoints::{
         api_keys, assign, audit, auth, books, codes, coupons, distribution_items, distribution_proof,
-        distribution_undo, distributions, exports, generate, health, jobs, jobs_admin, me, pools,
-        redemptions, schedule_fires, schedule_preview, schedules, setup, stats, till, users,
+        distribution_undo, distributions, exports, generate, health, job_errors, job_events, jobs,
+        jobs_admin, me, pools, redemptions, schedule_fires, schedule_preview, schedules, setup, stats, till,
+        users,
     };
     let endpoints = (
         books::Books { app: app.clone() },
@@ -79,6 +80,8 @@ fn service(app: &App, draining: &Arc<AtomicBool>) -> OpenApiService<impl poem_op
         ),
         (
             jobs::Jobs { app: app.clone() },
+            job_errors::JobErrors { app: app.clone() },
+            job_events::JobEvents { app: app.clone() },
             jobs_admin::JobsAdmin { app: app.clone() },
         ),
         audit::Audit { app: app.clone() },

@@ -1,13 +1,14 @@
 //! The transaction of a request that changes something, with its `Idempotency-Key`.
 //!
-//! Invariant: [`Once::finish`] is the only end of what has an effect. A success is recorded and committed with its effect; a refusal rolls the
-//! effect back and is recorded by itself, unless asking again may give another answer (401, 403, 423, 429, 5xx).
+//! Invariant: [`Once::finish`] is the only end of what has an effect. A success is recorded and committed with its effect;
+//! a refusal rolls the effect back and is recorded by itself, unless asking again may give another answer (401, 403, 423,
+//! 429, 5xx). A use case whose whole effect is one statement goes through [`Single`]: without a key it needs no
+//! transaction, and a connection only when the statement is about to run.
 
 use coupon_core::{
     Code, Error, Refusal,
     caller::Caller,
     db::{self, Db, Tx},
-    error::StoreError,
     idempotency::{self, Answer, Claim, MAX_KEY_LENGTH},
     job::signals::Signal,
 };
@@ -107,10 +108,10 @@ fn unfit() -> Problem {
     )
 }
 
-/// What [`Once::begin`] found.
-pub enum Begun {
-    /// The request is to be done now.
-    Fresh(Once),
+/// What was found of a request.
+pub enum Begun<W = Once> {
+    /// It is to be done now.
+    Fresh(W),
     /// It was done before; this was the answer.
     Before(Answer),
 }
@@ -119,29 +120,68 @@ pub enum Begun {
 pub struct Once {
     app: App,
     db: Db,
-    work: Work,
+    tx: Tx,
     claim: Option<Claim>,
 }
 
-/// Where the effect happens.
-enum Work {
-    Transaction(Tx),
-    /// Without a key, an effect of one statement needs no transaction around it: two round trips less.
-    Statement(PoolConnection<Postgres>),
+/// The way of a use case whose whole effect is one statement.
+pub enum Single {
+    /// With a key: the statement and the key's record are one transaction.
+    Keyed(Once),
+    /// Without one the statement is a transaction of its own, two round trips less; its connection is taken when it is
+    /// first asked for.
+    Alone(Db, Option<PoolConnection<Postgres>>),
 }
 
-impl Work {
-    async fn commit(self) -> Result<(), StoreError> {
+impl Single {
+    /// Begins on `db`; `body` is the hash of the request's body.
+    ///
+    /// # Errors
+    /// As [`Once::begin`].
+    pub async fn begin(
+        app: &App,
+        db: &Db,
+        caller: &Caller,
+        key: IdempotencyKey,
+        body: Option<&[u8; 32]>,
+    ) -> Result<Begun<Self>, Problem> {
+        if !key.is_given() {
+            return Ok(Begun::Fresh(Self::Alone(db.clone(), None)));
+        }
+        Ok(match Once::begin(app, db, caller, key, body).await? {
+            Begun::Fresh(once) => Begun::Fresh(Self::Keyed(once)),
+            Begun::Before(answer) => Begun::Before(answer),
+        })
+    }
+
+    /// Where the statement runs.
+    ///
+    /// # Errors
+    /// When no connection can be had.
+    pub async fn connection(&mut self) -> Result<&mut PgConnection, Error> {
         match self {
-            Self::Transaction(tx) => db::commit(tx).await,
-            Self::Statement(_) => Ok(()),
+            Self::Keyed(once) => Ok(once.tx()),
+            Self::Alone(db, taken) => {
+                let connection = match taken.take() {
+                    Some(connection) => connection,
+                    None => db.pool().acquire().await?,
+                };
+                Ok(taken.insert(connection))
+            }
         }
     }
 
-    async fn rollback(self) -> Result<(), StoreError> {
+    /// Ends it as [`Once::finish`] does.
+    ///
+    /// # Errors
+    /// The refusal, as a problem.
+    pub async fn finish<T: ToJSON, const STATUS: u16>(
+        self,
+        done: Result<T, Error>,
+    ) -> Result<Reply<T, STATUS>, Problem> {
         match self {
-            Self::Transaction(tx) => Ok(tx.rollback().await?),
-            Self::Statement(_) => Ok(()),
+            Self::Keyed(once) => once.finish(done, |_| None).await,
+            Self::Alone(..) => Ok(Reply::new(&done?)),
         }
     }
 }
@@ -159,7 +199,7 @@ impl Once {
         body: Option<&[u8; 32]>,
     ) -> Result<Begun, Problem> {
         let claim = key.claim(caller, body);
-        let mut tx = db.begin().await.map_err(Error::from)?;
+        let mut tx = db.begin().await?;
         if let Some(claim) = &claim
             && let Some(answer) = idempotency::take(&mut tx, app.sealer(), claim).await?
         {
@@ -168,39 +208,14 @@ impl Once {
         Ok(Begun::Fresh(Self {
             app: app.clone(),
             db: db.clone(),
-            work: Work::Transaction(tx),
+            tx,
             claim,
-        }))
-    }
-
-    /// The same for a use case whose whole effect is one statement.
-    ///
-    /// # Errors
-    /// As [`Once::begin`].
-    pub async fn begin_statement(
-        app: &App,
-        db: &Db,
-        caller: &Caller,
-        key: IdempotencyKey,
-        body: Option<&[u8; 32]>,
-    ) -> Result<Begun, Problem> {
-        if key.is_given() {
-            return Self::begin(app, db, caller, key, body).await;
-        }
-        Ok(Begun::Fresh(Self {
-            app: app.clone(),
-            db: db.clone(),
-            work: Work::Statement(db.pool().acquire().await.map_err(Error::from)?),
-            claim: None,
         }))
     }
 
     /// The transaction.
     pub fn tx(&mut self) -> &mut PgConnection {
-        match &mut self.work {
-            Work::Transaction(tx) => tx,
-            Work::Statement(connection) => connection,
-        }
+        &mut self.tx
     }
 
     /// Ends it without an effect, so that something slow can be done before it is begun again.
@@ -208,7 +223,7 @@ impl Once {
     /// # Errors
     /// When the database fails.
     pub async fn give_up(self) -> Result<(), Problem> {
-        self.work.rollback().await.map_err(Error::from)?;
+        self.tx.rollback().await.map_err(Error::from)?;
         Ok(())
     }
 
@@ -234,7 +249,7 @@ impl Once {
             body: reply.bytes().to_vec(),
         };
         self.record(&answer).await?;
-        self.work.commit().await.map_err(Error::from)?;
+        db::commit(self.tx).await?;
         Ok(reply)
     }
 
@@ -255,7 +270,7 @@ impl Once {
             body: Vec::new(),
         })
         .await?;
-        self.work.commit().await.map_err(Error::from)?;
+        db::commit(self.tx).await?;
         self.app.signals().ring(Signal::Due);
         Ok(job_id)
     }
@@ -270,10 +285,10 @@ impl Once {
 
     /// Rolls back; records the refusal if the same request would be refused again.
     async fn refuse(self, error: Error) -> Problem {
-        let Self { app, db, work, claim } = self;
+        let Self { app, db, tx, claim } = self;
         // Awaited, not dropped: the key and the rows are held until it has happened, and the client may ask again as
         // soon as it has its answer. If it fails, the connection is closed and the server rolls back.
-        let rolled_back = work.rollback().await;
+        let rolled_back = tx.rollback().await;
         let refusal = match (&claim, &error) {
             (Some(_), Error::Refused(refusal)) if is_kept(refusal) => refusal.clone(),
             _ => return error.into(),

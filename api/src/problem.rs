@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use coupon_core::{
     Code, Error, Refusal,
-    error::{FieldError, Kind, Unfit},
+    error::{FieldError, Kind, StoreError, Unfit},
 };
 use poem::{
     Response,
@@ -217,6 +217,12 @@ impl From<Unfit> for Problem {
             needed_length: unfit.needed_length,
             ..Refusal::new(unfit.code, unfit.fault.detail).into()
         }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Error::from(error).into()
     }
 }
 

@@ -162,6 +162,9 @@ pub const KEYS: [(&str, &str); 23] = [
     ("api_key", "COUPONBOOK_API_KEY"),
 ];
 
+/// The most days that anything is kept: a hundred years are for ever, and PostgreSQL can reckon with them.
+const MOST_DAYS: u32 = 36_500;
+
 /// Idempotency keys are kept for two days and name jobs.
 const LEAST_JOB_DAYS: u32 = 2;
 
@@ -209,6 +212,18 @@ impl Settings {
             return Err(SettingsError(format!(
                 "keep_jobs_days is at least {LEAST_JOB_DAYS}: a repeated request may ask for its job for so long"
             )));
+        }
+        for (key, days) in [
+            ("keep_jobs_days", settings.keep_jobs_days),
+            ("keep_reports_days", settings.keep_reports_days),
+            ("keep_exports_days", settings.keep_exports_days),
+            ("keep_uploads_days", settings.keep_uploads_days),
+        ] {
+            if days > MOST_DAYS {
+                return Err(SettingsError(format!(
+                    "{key} is at most {MOST_DAYS}, a hundred years"
+                )));
+            }
         }
         Ok(settings)
     }
@@ -332,6 +347,12 @@ mod tests {
         assert!(wrong.unwrap_err().to_string().contains("maybe"));
         let short = Settings::read(None, environment(&[("COUPONBOOK_KEEP_JOBS_DAYS", "1")]), &[]);
         assert!(short.unwrap_err().to_string().contains("keep_jobs_days"));
+        let long = Settings::read(
+            None,
+            environment(&[("COUPONBOOK_KEEP_EXPORTS_DAYS", "3000000")]),
+            &[],
+        );
+        assert!(long.unwrap_err().to_string().contains("keep_exports_days"));
     }
 
     #[test]

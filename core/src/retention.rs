@@ -54,9 +54,9 @@ const JOBS: i64 = 2_000;
 macro_rules! id_of_days_ago {
     ($days:literal) => {
         concat!(
-            "(lpad(to_hex((extract(epoch FROM now() - make_interval(days => ",
+            "(lpad(to_hex(greatest((extract(epoch FROM now() - make_interval(days => ",
             $days,
-            ")) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid"
+            ")) * 1000)::bigint, 0)), 12, '0') || repeat('0', 20))::uuid"
         )
     };
 }
@@ -166,11 +166,13 @@ async fn sweep_jobs(connection: &mut PgConnection, days: u32) -> Result<u64> {
     if old.is_empty() {
         return Ok(0);
     }
-    let uploads: Vec<Uuid> =
-        sqlx::query_scalar("SELECT upload_id FROM imports WHERE job_id = ANY($1::uuid[])")
-            .bind(&old)
-            .fetch_all(&mut *connection)
-            .await?;
+    let uploads: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT upload_id FROM imports WHERE job_id = ANY($1::uuid[])
+         UNION SELECT upload_id FROM pool_imports WHERE job_id = ANY($1::uuid[])",
+    )
+    .bind(&old)
+    .fetch_all(&mut *connection)
+    .await?;
     let gone = sqlx::query("DELETE FROM jobs WHERE id = ANY($1::uuid[]) AND finished_at IS NOT NULL")
         .bind(&old)
         .execute(&mut *connection)
@@ -180,6 +182,7 @@ async fn sweep_jobs(connection: &mut PgConnection, days: u32) -> Result<u64> {
     sqlx::query(
         "DELETE FROM uploads u WHERE u.id = ANY($1::uuid[])
              AND NOT EXISTS (SELECT FROM imports i WHERE i.upload_id = u.id)
+             AND NOT EXISTS (SELECT FROM pool_imports i WHERE i.upload_id = u.id)
              AND NOT EXISTS (SELECT FROM upload_chunks c WHERE c.upload_id = u.id)",
     )
     .bind(uploads)

@@ -12,7 +12,13 @@ mod restarts;
 mod server;
 mod workers;
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use coupon_core::{
     caller::Scope,
@@ -36,6 +42,8 @@ use crate::{
     truth::{self, Dice, report},
 };
 
+/// How long anything may take that is to happen by itself: nobody has to be quick here, only to come. How quick it was is
+/// among the figures that a run prints.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A durable server of its own, migrated, with users and an API key.
@@ -128,6 +136,16 @@ impl Cluster {
         .await;
     }
 
+    /// Waits until more of so many assigns has ended than `before`, if that was not all; gives how long it took.
+    async fn goes_on(&self, since: Instant, before: i64, jobs: usize) -> Duration {
+        if before >= jobs as i64 {
+            return Duration::ZERO;
+        }
+        let more = |done: &i64| *done > before;
+        truth::eventually("work goes on", PATIENCE, || self.finished(), more).await;
+        since.elapsed()
+    }
+
     /// Nothing lost, nothing doubled: every job has ended, every promise holds, and what clients saw is what is there.
     async fn settles(&self, history: &History) {
         truth::all_jobs_end(&self.pool, PATIENCE).await;
@@ -175,6 +193,67 @@ fn options(data_dir: PathBuf) -> Options {
         durable: true,
         settings: Vec::new(),
         bin_dir: None,
+    }
+}
+
+/// A cluster at work: an API process, two workers, and clients who ask for coupons of a book.
+struct Busy {
+    cluster: Cluster,
+    api: Process,
+    workers: Vec<Process>,
+    history: Arc<History>,
+    tills: Option<Tills>,
+    loading: JoinHandle<()>,
+}
+
+impl Busy {
+    /// So many assigns.
+    async fn start(dice: &mut Dice, jobs: usize) -> Self {
+        Self::begin(dice, jobs, false).await
+    }
+
+    /// The same, and clients at the till.
+    async fn start_with_tills(dice: &mut Dice, jobs: usize) -> Self {
+        Self::begin(dice, jobs, true).await
+    }
+
+    async fn begin(dice: &mut Dice, jobs: usize, with_tills: bool) -> Self {
+        let cluster = Cluster::start(jobs / 2).await;
+        let api = Process::api(&cluster.url).await;
+        let client = cluster.client(&api.url());
+        let workers = vec![
+            Process::worker(&cluster.url).await,
+            Process::worker(&cluster.url).await,
+        ];
+        // A little less than is asked for: the last are refused, and nobody gets what is not there.
+        let book_id = cluster.book(&client, jobs).await;
+        let history = Arc::new(History::default());
+        let tills = if with_tills {
+            Some(Tills::open(&cluster, &history, &client, dice).await)
+        } else {
+            None
+        };
+        let loading = load(&history, &client, cluster.requests(dice, book_id, jobs));
+        Self {
+            cluster,
+            api,
+            workers,
+            history,
+            tills,
+            loading,
+        }
+    }
+
+    /// Waits until the load is over: every request was answered, whatever was killed, and everything fits.
+    async fn ends(self) {
+        self.loading.await.expect("the load");
+        if let Some(tills) = self.tills {
+            tills.close().await;
+        }
+        assert_eq!(self.history.unanswered(), 0, "clients see only 503");
+        self.cluster.settles(&self.history).await;
+        let processes = self.workers.into_iter().chain([self.api]).collect();
+        self.cluster.stop(processes).await;
     }
 }
 

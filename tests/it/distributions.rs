@@ -4,6 +4,7 @@
 mod large;
 mod meanwhile;
 mod modes;
+mod people;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -112,6 +112,7 @@ async fn move_back(db: &Db, id: Uuid, days: u64) -> String {
              'created_at', j.created_at - make_interval(days => $3), 'started_at', j.started_at - make_interval(days => $3),
              'finished_at', j.finished_at - make_interval(days => $3)))).* FROM jobs j WHERE id = $1",
         "UPDATE imports SET job_id = $2 WHERE job_id = $1 AND $3 >= 0",
+        "UPDATE pool_imports SET job_id = $2 WHERE job_id = $1 AND $3 >= 0",
         "UPDATE job_errors SET job_id = $2 WHERE job_id = $1 AND $3 >= 0",
         "INSERT INTO exports SELECT (jsonb_populate_record(e, jsonb_build_object('job_id', $2))).* FROM exports e
          WHERE job_id = $1 AND $3 >= 0",
@@ -144,6 +145,14 @@ async fn lists_and_files_go_first_and_say_so_and_then_the_jobs_themselves() {
     };
     sweep(db, kept).await;
     assert_eq!(scene.statuses().await, [200; 6], "nothing is older than 32 days");
+    let for_ever = Retention {
+        jobs: 36_500,
+        reports: 36_500,
+        exports: 36_500,
+        uploads: 36_500,
+    };
+    sweep(db, for_ever).await;
+    assert_eq!(scene.statuses().await, [200; 6], "the longest that can be set");
 
     sweep(db, Retention::default()).await;
     assert_eq!(scene.statuses().await, [200, 410, 410, 200, 410, 404]);
@@ -171,6 +180,33 @@ async fn lists_and_files_go_first_and_say_so_and_then_the_jobs_themselves() {
     );
     assert_eq!(count(db, "coupons").await, 2);
     scene.service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_file_of_members_nothing_is_left_but_the_members() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let pool = admin
+        .post("/v1/pools", json!({ "name": "A pool" }))
+        .await
+        .expect(201);
+    let path = format!("/v1/pools/{}/members/import", pool["id"].as_str().unwrap());
+    let user_id = coupon_tests::seed::users(&service.db, 1).await[0];
+    let file = format!("{user_id}@example.com\nnobody@example.com\n");
+    let job = admin
+        .with("Prefer", "wait=30")
+        .post_csv(&path, file)
+        .await
+        .expect(200);
+    move_back(&service.db, job["id"].as_str().unwrap().parse().unwrap(), 100).await;
+    sweep(&service.db, Retention::default()).await;
+    age(&service.db, 31).await;
+    sweep(&service.db, Retention::default()).await;
+    for table in ["jobs", "job_errors", "pool_imports", "upload_chunks", "uploads"] {
+        assert_eq!(count(&service.db, table).await, 0, "{table}");
+    }
+    assert_eq!(count(&service.db, "pool_members").await, 1);
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

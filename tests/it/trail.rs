@@ -163,3 +163,52 @@ async fn pages_of_the_trail_hold_every_event_once_while_more_happens() {
         .invalid("?cursor", "bad_cursor");
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_holds_a_coupon_sees_nothing_of_who_held_it_before() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let (first, first_id) = service.user(Role::User).await;
+    let (second, second_id) = service.user(Role::User).await;
+    let book_id = admin.book(json!({})).await;
+    admin.codes(book_id, &["HAND-1".to_owned()]).await;
+    let give = async |user_id: Uuid| {
+        let body = json!({ "book_id": book_id, "user_id": user_id });
+        let wait = admin.with("Prefer", "wait=20");
+        let job = wait.post("/v1/coupons/assign", body).await.expect(200);
+        assert_eq!(job["state"], "succeeded", "{job}");
+    };
+    let kinds = async |client: &Client| -> Vec<String> {
+        let events = client.get("/v1/coupons/HAND-1/events").await.expect(200);
+        let events = events["data"].as_array().unwrap().iter();
+        events
+            .map(|event| event["kind"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    give(first_id).await;
+    let lock = first.post("/v1/coupons/lock/HAND-1", json!({})).await.expect(200);
+    let token = json!({ "lock_token": lock["lock_token"] });
+    first.post("/v1/coupons/unlock/HAND-1", token).await.expect(200);
+    assert_eq!(
+        kinds(&first).await,
+        ["coupon_assigned", "coupon_locked", "coupon_unlocked"]
+    );
+    let reason = json!({ "reason": "between the two of us" });
+    admin.post("/v1/coupons/revoke/HAND-1", reason).await.expect(200);
+    give(second_id).await;
+    assert_eq!(kinds(&second).await, ["coupon_assigned"]);
+    assert_eq!(kinds(&admin).await.len(), 5);
+    let all = admin.get("/v1/coupons/HAND-1/events?limit=2").await.expect(200);
+    let path = format!(
+        "/v1/coupons/HAND-1/events?cursor={}",
+        all["next_cursor"].as_str().unwrap()
+    );
+    assert_eq!(
+        admin.get(&path).await.expect(200)["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    service.stop().await;
+}

@@ -1,6 +1,10 @@
 //! Undoing a distribution: what is still only assigned goes back, what is locked, used or given anew stays. Undoings whose
 //! workers are killed are in `distributions/large.rs`.
 
+use coupon_core::{
+    coupon::{Behalf, CouponId, Origin, lock, redeem},
+    db,
+};
 use coupon_tests::{Client, Service, seed};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -8,6 +12,7 @@ use uuid::Uuid;
 use crate::{
     distributions::{distribute, held, holds, stock},
     pools::seeded_pool,
+    truth::until,
 };
 
 /// Undoes a distribution; gives its job.
@@ -144,5 +149,58 @@ async fn a_distribution_is_undone_wholly_once_and_its_coupons_can_be_given_again
     }
     let absent = format!("/v1/distributions/{}/undo", Uuid::now_v7());
     admin.post(&absent, json!({})).await.refused(404, "not_found");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_locked_or_used_while_it_is_being_undone_stays() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let users = seed::users(&service.db, 10).await;
+    let book_id = admin.book(json!({ "require_lock": false })).await;
+    stock(&service.db, book_id, 10).await;
+    // With a use left the coupon is only assigned afterwards, as if nothing had been spent.
+    sqlx::query("UPDATE coupons SET redemptions_allowed = 2 WHERE book_id = $1")
+        .bind(book_id)
+        .execute(service.db.pool())
+        .await
+        .unwrap();
+    let pool_id = seeded_pool(&service.db, &users).await;
+    let body = json!({ "book_id": book_id, "pool_id": pool_id, "mode": "equal", "per_user": 1 });
+    let (_, done) = distribute(&admin, body).await;
+    let coupon = async |user_id: Uuid| CouponId {
+        book_id,
+        code_key: code_of(&admin, book_id, user_id).await,
+    };
+    let (used, locked) = (coupon(users[0]).await, coupon(users[1]).await);
+    let origin = Origin {
+        actor: seed::actor(),
+        request_id: None,
+    };
+    // Two at the till, who have not committed when the undoing comes to their coupons.
+    let mut tx = service.db.begin().await.unwrap();
+    redeem::redeem(&mut tx, &used, Behalf::Anybody, None, &json!({}), false, origin)
+        .await
+        .unwrap();
+    lock::lock(&mut tx, &locked, Behalf::Anybody, None, false, origin)
+        .await
+        .unwrap();
+    let path = format!("/v1/distributions/{}/undo", done["id"].as_str().unwrap());
+    let job = admin.post(&path, json!({})).await.expect(202);
+    until(
+        service.db.pool(),
+        "the undoing waits for them",
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')",
+    )
+    .await;
+    db::commit(tx).await.unwrap();
+    let job = admin.job_end(job["id"].as_str().unwrap()).await;
+    assert_eq!(
+        (&job["result"]["undone"], &job["result"]["reasons"]),
+        (&json!(8), &json!({ "locked": 1, "use_spent": 1 })),
+        "{job}"
+    );
+    assert_eq!(held(&service.db, book_id).await.len(), 2);
+    holds(&service.db, book_id).await;
     service.stop().await;
 }

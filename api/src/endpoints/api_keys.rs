@@ -1,7 +1,7 @@
 //! API keys, for administrators: make, list, withdraw.
 
 use coupon_core::{
-    Error, caller, db,
+    caller, db,
     user::api_key::{self, ApiKey, NewApiKey},
 };
 use poem_openapi::{
@@ -159,7 +159,7 @@ impl ApiKeys {
         auth.require_admin()?;
         let list = "api-keys";
         let after: Option<Uuid> = decode_cursor(list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let page = api_key::list(&mut connection, after, limit.rows()).await?;
         Ok(Json(Page::of(page, list, |key| key.id, ApiKeyView::from)))
     }
@@ -205,9 +205,9 @@ impl ApiKeys {
     #[oai(path = "/api-keys/:id", method = "delete")]
     async fn delete(&self, auth: Auth, id: Path<Uuid>) -> Result<NoContent, Problem> {
         auth.require_admin()?;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         api_key::revoke(&mut tx, id.0).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(NoContent::Done)
     }
 }

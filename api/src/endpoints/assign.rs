@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     Lookup, Tag,
-    jobs::{self, JobReply, Waiting},
+    job_reply::{self, JobReply, Waiting},
     origin, path_code,
 };
 use crate::{
@@ -107,15 +107,11 @@ impl Assign {
             self.app.intake().accept(assignment).await?;
             return waiting.reply(&self.app, &auth, job_id).await;
         }
-        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => {
-                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
-            }
-        };
-        let accepted = accept::accept(once.tx(), assignment).await;
-        let job_id = once.finish_job(accepted).await?;
-        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+        let (hash, prefer) = (Some(body.hash()), prefer.0.as_deref());
+        job_reply::accepted(&self.app, &auth, key, hash, prefer, async |tx| {
+            accept::accept(tx, assignment).await
+        })
+        .await
     }
 
     /// Assign a given code: a job.
@@ -135,12 +131,12 @@ impl Assign {
         let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
             Begun::Fresh(once) => once,
             Begun::Before(answer) => {
-                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
+                return job_reply::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
             }
         };
         let accepted = accept_code(&mut once, &auth, &code.0, body.book_id, user_id, &id).await;
         let job_id = lookup.end(once.finish_job(accepted).await).await?;
-        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+        job_reply::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
     }
 
     /// Assign coupons of one book to many users: a job, with an outcome for every item. As JSON, or as CSV of
@@ -171,13 +167,8 @@ impl Assign {
                 (Sha256::digest(&bytes).into(), Err((book_id, bytes)))
             }
         };
-        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(&hash)).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => {
-                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
-            }
-        };
-        let accepted = async {
+        let prefer = prefer.0.as_deref();
+        job_reply::accepted(&self.app, &auth, key, Some(&hash), prefer, async |tx| {
             let (book_id, items) = match asked {
                 Ok(AssignBatchRequest { book_id, items }) => {
                     let item = |item: AssignItem| Item {
@@ -186,13 +177,11 @@ impl Assign {
                     };
                     (book_id, items.into_iter().map(item).collect())
                 }
-                Err((book_id, bytes)) => (book_id, batch::read_csv(once.tx(), &bytes).await?),
+                Err((book_id, bytes)) => (book_id, batch::read_csv(tx, &bytes).await?),
             };
-            batch::accept(once.tx(), book_id, &items, origin(&auth, &id)).await
-        };
-        let accepted = accepted.await;
-        let job_id = once.finish_job(accepted).await?;
-        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+            batch::accept(tx, book_id, &items, origin(&auth, &id)).await
+        })
+        .await
     }
 }
 

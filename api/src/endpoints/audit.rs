@@ -1,6 +1,6 @@
 //! The audit trail across coupons and books.
 
-use coupon_core::{Error, audit};
+use coupon_core::audit;
 use poem_openapi::{OpenApi, param::Query, payload::Json};
 use uuid::Uuid;
 
@@ -34,7 +34,7 @@ impl Audit {
         auth.require_admin()?;
         let list = format!("audit/{:?}/{:?}/{:?}", actor.0, book_id.0, code.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let coupon = match Narrowed::by_code(&mut connection, code.0.as_deref(), book_id.0).await? {
             Narrowed::Not => None,
             Narrowed::To(coupon) => Some(coupon),

@@ -3,7 +3,7 @@
 //! None of these is stored for an Idempotency-Key: the answers are credentials, and each request can be made again.
 
 use coupon_core::{
-    Code, Error, db,
+    Code, db,
     user::{
         login::{self, LoginAttempt},
         register::{self, Registration},
@@ -142,11 +142,11 @@ impl Sessions {
     /// `refresh_reused`), since two parties hold the token.
     #[oai(path = "/auth/refresh", method = "post")]
     async fn refresh(&self, body: Body<RefreshToken>) -> Result<Json<SessionView>, Problem> {
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         let keys = self.app.authenticator().keys();
         let refreshed = session::refresh(&mut tx, keys, &body.refresh_token).await?;
         // Also a refusal is committed: it may have ended a session.
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(Json(refreshed.into_result()?.into()))
     }
 
@@ -154,9 +154,9 @@ impl Sessions {
     /// session has ended, is fine.
     #[oai(path = "/auth/logout", method = "post")]
     async fn logout(&self, body: Body<RefreshToken>) -> Result<NoContent, Problem> {
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         session::logout(&mut tx, &body.refresh_token).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(NoContent::Done)
     }
 }

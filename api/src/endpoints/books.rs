@@ -382,13 +382,7 @@ impl Books {
         require_person_or_reader(&auth)?;
         let list = format!("books/{:?}", status.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self
-            .app
-            .db()
-            .pool()
-            .acquire()
-            .await
-            .map_err(coupon_core::Error::from)?;
+        let mut connection = self.app.connection().await?;
         let page = book::list(
             &mut connection,
             &auth,
@@ -409,13 +403,7 @@ impl Books {
     #[oai(path = "/books/:id", method = "get")]
     async fn read(&self, auth: Auth, id: Path<Uuid>) -> Result<Reply<BookView>, Problem> {
         require_person_or_reader(&auth)?;
-        let mut connection = self
-            .app
-            .db()
-            .pool()
-            .acquire()
-            .await
-            .map_err(coupon_core::Error::from)?;
+        let mut connection = self.app.connection().await?;
         let book = book::find_for(&mut connection, &auth, id.0).await?;
         let tag = etag::tag(book.version);
         Ok(Reply::new(&BookView::of(book, &auth)).tagged(tag))
@@ -437,7 +425,7 @@ impl Books {
             settings: given,
             clear: cleared,
         } = body.value;
-        let mut tx = self.app.db().begin().await.map_err(coupon_core::Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         let before = book::find(&mut tx, id.0).await?;
         etag::check(if_match.0.as_deref(), before.version)?;
         let mut settings = before.settings.clone();
@@ -458,7 +446,7 @@ impl Books {
             },
         )
         .await?;
-        db::commit(tx).await.map_err(coupon_core::Error::from)?;
+        db::commit(tx).await?;
         let tag = etag::tag(changed.version);
         Ok(Reply::new(&BookView::of(changed, &auth)).tagged(tag))
     }
@@ -467,13 +455,7 @@ impl Books {
     #[oai(path = "/books/:id/stats", method = "get")]
     async fn stats(&self, auth: Auth, id: Path<Uuid>) -> Result<Json<StatsView>, Problem> {
         auth.require(Scope::Read)?;
-        let mut connection = self
-            .app
-            .db()
-            .pool()
-            .acquire()
-            .await
-            .map_err(coupon_core::Error::from)?;
+        let mut connection = self.app.connection().await?;
         Ok(Json(book::stats(&mut connection, id.0).await?.into()))
     }
 }

@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use coupon_core::{
-    Error, book,
+    book,
     import::{
         Mode, Settings,
         create::{self, NewImport},
         dialect,
         report::ErrorsCsv,
-        upload::{self, Target, Upload},
+        upload::{self, Target},
     },
 };
 use futures_util::stream;
@@ -20,14 +20,14 @@ use uuid::Uuid;
 
 use super::{
     Tag,
-    jobs::{self, JobReply},
+    job_reply::{self, JobReply},
 };
 use crate::{
     Body, Problem, RequestId,
     app::App,
     auth::Auth,
     csv::{CsvBody, CsvReport, receive},
-    once::{Begun, IdempotencyKey, Once},
+    once::IdempotencyKey,
 };
 
 /// What is done about bad lines.
@@ -110,36 +110,11 @@ impl Codes {
         auth.require_admin()?;
         self.app.depth().admit()?;
         let settings = given.settings()?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         book::find(&mut connection, given.book_id).await?;
         drop(connection);
         let target = Target::Book(given.book_id);
         let upload = receive(&self.app, auth, target, given.encoding.as_deref(), body).await?;
-        let accepted = self
-            .accept(auth, id, key, prefer, &given, settings, &upload)
-            .await;
-        if !matches!(&accepted, Ok(reply) if !reply.is_replayed()) {
-            // Nobody will read it; if this fails the sweep takes it.
-            let _ = upload::discard(self.app.db(), upload.id).await;
-        }
-        accepted
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the request's parts, once")]
-    async fn accept(
-        &self,
-        auth: &Auth,
-        id: &RequestId,
-        key: IdempotencyKey,
-        prefer: Option<&str>,
-        given: &Given,
-        settings: Settings,
-        upload: &Upload,
-    ) -> Result<JobReply, Problem> {
-        let mut once = match Once::begin(&self.app, self.app.db(), auth, key, Some(&upload.sha256)).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return jobs::replay(&self.app, auth, answer, prefer).await,
-        };
         let new = NewImport {
             book_id: given.book_id,
             upload_id: upload.id,
@@ -147,9 +122,16 @@ impl Codes {
             actor: auth.actor(),
             request_id: Some(id.as_str()),
         };
-        let accepted = create::create(once.tx(), &new).await;
-        let job_id = once.finish_job(accepted).await?;
-        jobs::reply(&self.app, auth, job_id, prefer, false).await
+        let hash = Some(&upload.sha256);
+        let accepted = job_reply::accepted(&self.app, auth, key, hash, prefer, async |tx| {
+            create::create(tx, &new).await
+        })
+        .await;
+        if !matches!(&accepted, Ok(reply) if !reply.is_replayed()) {
+            // Nobody will read it; if this fails the sweep takes it.
+            let _ = upload::discard(self.app.db(), upload.id).await;
+        }
+        accepted
     }
 }
 
@@ -230,23 +212,19 @@ impl Codes {
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
         self.app.depth().admit()?;
-        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => {
-                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
-            }
-        };
         let mode = body.mode.map(Mode::from).unwrap_or_default();
         let (actor, id_text) = (auth.actor(), Some(request_id.as_str()));
-        let accepted = create::create_from_codes(once.tx(), id.0, &body.codes, mode, actor, id_text).await;
-        let job_id = once.finish_job(accepted).await?;
-        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+        let (hash, prefer) = (Some(body.hash()), prefer.0.as_deref());
+        job_reply::accepted(&self.app, &auth, key, hash, prefer, async |tx| {
+            create::create_from_codes(tx, id.0, &body.codes, mode, actor, id_text).await
+        })
+        .await
     }
 
     /// What a job could not do, as CSV; of an import with the original columns: mend it and send it again.
     #[oai(path = "/jobs/:id/errors.csv", method = "get")]
     async fn errors_csv(&self, auth: Auth, id: Path<Uuid>) -> Result<CsvReport, Problem> {
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let report = ErrorsCsv::begin(&mut connection, &auth, id.0).await?;
         drop(connection);
         let app = self.app.clone();
@@ -254,7 +232,7 @@ impl Codes {
             let app = app.clone();
             async move {
                 // A connection per page: a slow reader holds none.
-                let mut connection = app.db().pool().acquire().await.map_err(std::io::Error::other)?;
+                let mut connection = app.connection().await.map_err(std::io::Error::other)?;
                 let page = report
                     .next(&mut connection)
                     .await

@@ -250,7 +250,7 @@ impl Coupons {
         let lookup = Lookup::begin(&self.app, caller, code, book_id).await?;
         let found = async {
             let code = path_code(code)?;
-            let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+            let mut connection = self.app.connection().await?;
             Ok(locate::locate(&mut connection, behalf, &code, book_id)
                 .await?
                 .coupon)
@@ -269,7 +269,7 @@ impl Coupons {
         let list = format!("held/{user_id}/{state:?}/{book_id:?}");
         let after: Option<(Uuid, String)> = decode_cursor(&list, cursor)?;
         let after = after.map(|(book_id, code_key)| CouponId { book_id, code_key });
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let state = state.map(Into::into);
         let page = list::list_of_holder(
             &mut connection,
@@ -318,7 +318,7 @@ impl Coupons {
         let list = format!("coupons/{}/{:?}/{:?}/{:?}", id.0, state.0, user_id.0, code.0);
         let after: Option<String> = decode_cursor(&list, cursor.0.as_deref())?;
         let wanted = code.0.as_deref().map(code::Code::parse).transpose();
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         coupon_core::book::find(&mut connection, id.0).await?;
         let Ok(wanted) = wanted else {
             // What is no code is in no book.
@@ -363,11 +363,11 @@ impl Coupons {
         book_id: Query<Option<Uuid>>,
     ) -> Result<Json<CouponView>, Problem> {
         let coupon = self.locate(&auth, &code.0, book_id.0).await?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         Ok(Json(list::find(&mut connection, &coupon).await?.into()))
     }
 
-    /// What happened to a coupon, oldest first.
+    /// What happened to a coupon, oldest first; to its holder, since it is theirs.
     #[oai(path = "/coupons/:code/events", method = "get")]
     async fn events(
         &self,
@@ -379,11 +379,12 @@ impl Coupons {
         cursor: Query<Option<String>>,
     ) -> Result<Json<Page<EventView>>, Problem> {
         let as_of = super::check_time("?as_of", as_of.0)?;
+        let behalf = behalf(&auth)?;
         let coupon = self.locate(&auth, &code.0, book_id.0).await?;
         let list = format!("events/{}/{}/{as_of:?}", coupon.book_id, coupon.code_key);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
-        let page = list::list_events(&mut connection, &coupon, as_of, after, limit.rows()).await?;
+        let mut connection = self.app.connection().await?;
+        let page = list::list_events(&mut connection, &coupon, behalf, as_of, after, limit.rows()).await?;
         Ok(Json(Page::of(page, &list, |event| event.id, EventView::from)))
     }
 
@@ -416,7 +417,7 @@ impl Coupons {
         book_id: Query<Option<Uuid>>,
     ) -> Result<Json<Page<HeldCouponView>>, Problem> {
         auth.require(Scope::Read)?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         if user::find(&mut connection, id.0).await?.is_none() {
             return Err(Problem::not_found());
         }

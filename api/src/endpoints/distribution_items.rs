@@ -1,10 +1,7 @@
 //! The people of a distribution: what each was to get, and what came of it.
 
 use bytes::Bytes;
-use coupon_core::{
-    Error,
-    distribution::{self, Item, items_csv::ItemsCsv},
-};
+use coupon_core::distribution::{self, Item, items_csv::ItemsCsv};
 use futures_util::stream;
 use poem_openapi::{
     Enum, Object, OpenApi,
@@ -103,7 +100,7 @@ impl DistributionItems {
         let state = state.0.map(ItemState::as_str);
         let list = format!("distributions/{}/items/{state:?}", id.0);
         let after: Option<(i64, Uuid)> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let page = distribution::list_items(&mut connection, id.0, state, after, limit.rows()).await?;
         Ok(Json(Page::of(
             page,
@@ -112,6 +109,7 @@ impl DistributionItems {
             ItemView::from,
         )))
     }
+
     /// The people of a distribution as CSV, with their e-mail addresses: `?state=left_out` who was left out and why,
     /// `?state=short` who came away with less.
     #[oai(path = "/distributions/:id/items.csv", method = "get")]
@@ -122,7 +120,7 @@ impl DistributionItems {
         state: Query<Option<ItemState>>,
     ) -> Result<CsvReport, Problem> {
         auth.require_admin()?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let items = ItemsCsv::begin(&mut connection, id.0, state.0.map(ItemState::as_str)).await?;
         drop(connection);
         let app = self.app.clone();
@@ -130,7 +128,7 @@ impl DistributionItems {
             let app = app.clone();
             async move {
                 // A connection per page: a slow reader holds none.
-                let mut connection = app.db().pool().acquire().await.map_err(std::io::Error::other)?;
+                let mut connection = app.connection().await.map_err(std::io::Error::other)?;
                 let page = items.next(&mut connection).await.map_err(std::io::Error::other)?;
                 Ok(page.map(|page| (Bytes::from(page), items)))
             }

@@ -10,10 +10,7 @@ use poem_openapi::{
 };
 use uuid::Uuid;
 
-use super::{
-    hex,
-    jobs::{JobReply, JobView},
-};
+use super::{hex, job_reply::JobReply, job_view::JobView};
 use crate::reply::Reply;
 
 /// Members who are left out for one reason.

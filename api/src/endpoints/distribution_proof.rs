@@ -1,7 +1,7 @@
 //! The proof of a distribution's draws, for `couponbook verify-draw`.
 
 use bytes::Bytes;
-use coupon_core::{Error, proof};
+use coupon_core::proof;
 use poem::{IntoResponse, Response};
 use poem_openapi::{
     ApiResponse, OpenApi,
@@ -56,7 +56,7 @@ impl DistributionProof {
     #[oai(path = "/distributions/:id/proof", method = "get")]
     async fn proof(&self, auth: Auth, id: Path<Uuid>) -> Result<ProofDocument, Problem> {
         auth.require_admin()?;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         let allowed = proof::write::begin(&mut tx, id.0).await?;
         let (pieces, received) = mpsc::channel(2);
         tokio::spawn(async move {

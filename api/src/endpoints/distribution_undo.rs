@@ -9,15 +9,10 @@ use uuid::Uuid;
 
 use super::{
     Tag,
-    jobs::{self, JobReply},
+    job_reply::{self, JobReply},
     origin,
 };
-use crate::{
-    Problem, RequestId,
-    app::App,
-    auth::Auth,
-    once::{Begun, IdempotencyKey, Once},
-};
+use crate::{Problem, RequestId, app::App, auth::Auth, once::IdempotencyKey};
 
 /// The endpoint of undoing.
 pub struct DistributionUndo {
@@ -38,15 +33,10 @@ impl DistributionUndo {
         #[oai(name = "Prefer")] prefer: Header<Option<String>>,
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
-        let app = &self.app;
-        app.depth().admit()?;
-        let prefer = prefer.0.as_deref();
-        let mut once = match Once::begin(app, app.db(), &auth, key, None).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return jobs::replay(app, &auth, answer, prefer).await,
-        };
-        let accepted = undo::accept(once.tx(), id.0, origin(&auth, &request_id)).await;
-        let job_id = once.finish_job(accepted).await?;
-        jobs::reply(app, &auth, job_id, prefer, false).await
+        self.app.depth().admit()?;
+        job_reply::accepted(&self.app, &auth, key, None, prefer.0.as_deref(), async |tx| {
+            undo::accept(tx, id.0, origin(&auth, &request_id)).await
+        })
+        .await
     }
 }

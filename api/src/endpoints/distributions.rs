@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coupon_core::{
-    Error,
-    distribution::{self, Distribution, Filter, Request, create, plan},
-};
+use coupon_core::distribution::{self, Distribution, Filter, Request, create, plan};
 use poem_openapi::{
     Enum, Object, OpenApi,
     param::{Header, Path, Query},
@@ -16,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Tag,
     distribution_plan::{Distributed, Excluded, PlanView},
-    hex, jobs, origin,
+    hex, job_reply, origin,
 };
 use crate::{
     Body, Nullable, Problem, RequestId,
@@ -260,18 +257,11 @@ impl Distributions {
             return Ok(Distributed::Plan(reply));
         }
         app.depth().admit()?;
-        let prefer = prefer.0.as_deref();
-        let mut once = match Once::begin(app, app.db(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => {
-                let job = jobs::replay(app, &auth, answer, prefer).await?;
-                return Ok(Distributed::Job(Box::new(job)));
-            }
-        };
-        let accepted = create::accept(once.tx(), &request, origin(&auth, &id)).await;
-        let job_id = once.finish_job(accepted).await?;
-        let job = jobs::reply(app, &auth, job_id, prefer, false).await?;
-        Ok(Distributed::Job(Box::new(job)))
+        let (hash, prefer) = (Some(body.hash()), prefer.0.as_deref());
+        let job = job_reply::accepted(app, &auth, key, hash, prefer, async |tx| {
+            create::accept(tx, &request, origin(&auth, &id)).await
+        });
+        Ok(Distributed::Job(Box::new(job.await?)))
     }
 
     /// List distributions, newest first.
@@ -287,7 +277,7 @@ impl Distributions {
         let list = format!("distributions/{:?}", book_id.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
         let filter = Filter { book_id: book_id.0 };
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let page = distribution::list(&mut connection, filter, after, limit.rows()).await?;
         Ok(Json(Page::of(page, &list, |it| it.id, DistributionView::from)))
     }
@@ -296,7 +286,7 @@ impl Distributions {
     #[oai(path = "/distributions/:id", method = "get")]
     async fn read(&self, auth: Auth, id: Path<Uuid>) -> Result<Json<DistributionView>, Problem> {
         auth.require_admin()?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         Ok(Json(distribution::find(&mut connection, id.0).await?.into()))
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use coupon_core::{
-    Error, coupon,
+    coupon,
     export::{
         self,
         create::{self, NewExport},
@@ -30,15 +30,10 @@ use uuid::Uuid;
 use super::{
     Tag,
     coupons::State,
-    jobs::{self, JobReply},
+    job_reply::{self, JobReply},
     origin,
 };
-use crate::{
-    Body, Problem, RequestId,
-    app::App,
-    auth::Auth,
-    once::{Begun, IdempotencyKey, Once},
-};
+use crate::{Body, Problem, RequestId, app::App, auth::Auth, once::IdempotencyKey};
 
 /// What is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -116,16 +111,12 @@ impl Exports {
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
         self.app.depth().admit()?;
-        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(body.hash())).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => {
-                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
-            }
-        };
         let new = NewExport::from(&body.value);
-        let accepted = create::create(once.tx(), &new, origin(&auth, &request_id)).await;
-        let job_id = once.finish_job(accepted).await?;
-        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+        let (hash, prefer) = (Some(body.hash()), prefer.0.as_deref());
+        job_reply::accepted(&self.app, &auth, key, hash, prefer, async |tx| {
+            create::create(tx, &new, origin(&auth, &request_id)).await
+        })
+        .await
     }
 
     /// The file of an export that has succeeded. With `Accept-Encoding: gzip` it is packed on the way; a `Range` of
@@ -143,7 +134,7 @@ impl Exports {
         #[oai(name = "If-Range")] if_range: Header<Option<String>>,
     ) -> Result<ExportFile, Problem> {
         auth.require_admin()?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let file = File::find(&mut connection, &auth, id.0).await?;
         let tag = format!("\"{}\"", id.0);
         let range = range
@@ -180,7 +171,7 @@ impl Exports {
             let app = app.clone();
             async move {
                 // A connection per piece: a slow reader holds none.
-                let mut connection = app.db().pool().acquire().await.map_err(std::io::Error::other)?;
+                let mut connection = app.connection().await.map_err(std::io::Error::other)?;
                 let piece = file.next(&mut connection, cursor).await;
                 let piece = piece.map_err(std::io::Error::other)?;
                 Ok::<_, std::io::Error>(piece.map(|(bytes, next)| (Bytes::from(bytes), (file, next))))

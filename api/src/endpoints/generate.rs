@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     Metadata, Tag, check_metadata, check_time,
-    jobs::{self, JobReply},
+    job_reply::{self, JobReply},
 };
 use crate::{
     Body, Nullable, Problem, RequestId,
@@ -195,12 +195,6 @@ impl Generate {
         let metadata = check_metadata(wanted.metadata)?;
         let expires_at = check_time("/expires_at", wanted.expires_at)?;
         self.app.depth().admit()?;
-        let mut once = match Once::begin(&self.app, self.app.db(), &auth, key, Some(&hash)).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => {
-                return jobs::replay(&self.app, &auth, answer, prefer.0.as_deref()).await;
-            }
-        };
         let new = NewGeneration {
             book_id: id.0,
             count: wanted.count,
@@ -212,8 +206,10 @@ impl Generate {
             actor: auth.actor(),
             request_id: Some(request_id.as_str()),
         };
-        let accepted = create::create(once.tx(), &new).await;
-        let job_id = once.finish_job(accepted).await?;
-        jobs::reply(&self.app, &auth, job_id, prefer.0.as_deref(), false).await
+        let prefer = prefer.0.as_deref();
+        job_reply::accepted(&self.app, &auth, key, Some(&hash), prefer, async |tx| {
+            create::create(tx, &new).await
+        })
+        .await
     }
 }

@@ -1,7 +1,6 @@
 //! Jobs as an operator sees them: how many in each state, and many at once.
 
 use coupon_core::{
-    Error,
     caller::Scope,
     job::{
         bulk::{self, Action},
@@ -12,7 +11,7 @@ use coupon_core::{
 use poem_openapi::{Enum, Object, OpenApi, payload::Json};
 use uuid::Uuid;
 
-use super::{Tag, jobs::State};
+use super::{Tag, job_view::State};
 use crate::{
     Body, Problem,
     app::App,
@@ -84,7 +83,7 @@ impl JobsAdmin {
     #[oai(path = "/jobs/counts", method = "get")]
     async fn counts(&self, auth: Auth) -> Result<Json<JobCounts>, Problem> {
         auth.require(Scope::Read)?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let mut counts = JobCounts::default();
         for (state, count) in bulk::counts(&mut connection).await? {
             let slot = match state.as_str() {

@@ -1,7 +1,7 @@
 //! The own account: read, change, change the password.
 
 use coupon_core::{
-    Error, Refusal,
+    Refusal,
     caller::Caller,
     db,
     user::{
@@ -57,7 +57,7 @@ impl Me {
     #[oai(path = "/me", method = "get")]
     async fn read(&self, auth: Auth) -> Result<Json<UserView>, Problem> {
         let user_id = require_person(&auth)?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let user = user::find(&mut connection, user_id)
             .await?
             .ok_or_else(Problem::not_found)?;
@@ -73,9 +73,9 @@ impl Me {
             name: body.value.name,
             ..UserChange::default()
         };
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         let user = user::update(&mut tx, user_id, &change).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(Json(user.into()))
     }
 

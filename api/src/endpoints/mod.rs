@@ -18,6 +18,10 @@ pub mod distributions;
 pub mod exports;
 pub mod generate;
 pub mod health;
+pub mod job_errors;
+pub mod job_events;
+pub mod job_reply;
+pub mod job_view;
 pub mod jobs;
 pub mod jobs_admin;
 pub mod me;
@@ -35,7 +39,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use chrono::{DateTime, Utc};
 use coupon_core::{
-    Code, Error, Refusal,
+    Code, Refusal,
     caller::Caller,
     coupon::{Behalf, CouponId, Origin, code, locate},
     generate::form,
@@ -265,7 +269,7 @@ impl<'a> Lookup<'a> {
         let Ok(code) = code::Code::parse(text) else {
             return Ok(true);
         };
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         Ok(form::fits(&mut connection, book_id, &code).await?)
     }
 }

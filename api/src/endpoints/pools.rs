@@ -1,7 +1,7 @@
 //! Pools: make, list, read, change, delete; who is in them, one by one or from a file.
 
 use coupon_core::{
-    Error, db,
+    db,
     import::{
         Settings, dialect,
         upload::{self, Target},
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::{
     NoContent, Tag,
-    jobs::{self, JobReply},
+    job_reply::{self, JobReply},
     origin,
 };
 use crate::{
@@ -178,7 +178,7 @@ impl Pools {
     ) -> Result<Json<Page<PoolView>>, Problem> {
         auth.require_admin()?;
         let after: Option<Uuid> = decode_cursor("pools", cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let page = pool::list(&mut connection, after, limit.rows()).await?;
         Ok(Json(Page::of(page, "pools", |pool| pool.id, PoolView::from)))
     }
@@ -187,7 +187,7 @@ impl Pools {
     #[oai(path = "/pools/:id", method = "get")]
     async fn read(&self, auth: Auth, id: Path<Uuid>) -> Result<Reply<PoolView>, Problem> {
         auth.require_admin()?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let pool = pool::find(&mut connection, id.0).await?;
         let tag = etag::tag(pool.version);
         Ok(Reply::new(&PoolView::from(pool)).tagged(tag))
@@ -204,12 +204,12 @@ impl Pools {
     ) -> Result<Reply<PoolView>, Problem> {
         auth.require_admin()?;
         let PoolChange { name, description } = body.value;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         let before = pool::find(&mut tx, id.0).await?;
         etag::check(if_match.0.as_deref(), before.version)?;
         let change = Change { name, description };
         let changed = pool::update(&mut tx, id.0, before.version, &change).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         let tag = etag::tag(changed.version);
         Ok(Reply::new(&PoolView::from(changed)).tagged(tag))
     }
@@ -218,9 +218,9 @@ impl Pools {
     #[oai(path = "/pools/:id", method = "delete")]
     async fn delete(&self, auth: Auth, id: Path<Uuid>) -> Result<NoContent, Problem> {
         auth.require_admin()?;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         pool::delete(&mut tx, id.0).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(NoContent::Done)
     }
 
@@ -236,7 +236,7 @@ impl Pools {
         auth.require_admin()?;
         let list = format!("pools/{}/members", id.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let page = members::list(&mut connection, id.0, after, limit.rows()).await?;
         Ok(Json(Page::of(
             page,
@@ -273,9 +273,9 @@ impl Pools {
         body: Body<PoolUsers>,
     ) -> Result<Json<ChangedView>, Problem> {
         auth.require_admin()?;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         let removed = members::remove(&mut tx, id.0, &body.user_ids).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(Json(removed.into()))
     }
 
@@ -306,23 +306,16 @@ impl Pools {
             encoding: encoding.0,
             ..Settings::default()
         };
-        let mut connection = app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = app.connection().await?;
         pool::find(&mut connection, id.0).await?;
         drop(connection);
         let target = Target::Pool(id.0);
         let upload = receive(app, &auth, target, settings.encoding.as_deref(), body).await?;
-        let prefer = prefer.0.as_deref();
-        let accepted = async {
-            let mut once = match Once::begin(app, app.db(), &auth, key, Some(&upload.sha256)).await? {
-                Begun::Fresh(once) => once,
-                Begun::Before(answer) => return jobs::replay(app, &auth, answer, prefer).await,
-            };
-            let origin = origin(&auth, &request_id);
-            let accepted = accept(once.tx(), id.0, upload.id, &settings, origin).await;
-            let job_id = once.finish_job(accepted).await?;
-            jobs::reply(app, &auth, job_id, prefer, false).await
-        };
-        let accepted = accepted.await;
+        let (hash, prefer) = (Some(&upload.sha256), prefer.0.as_deref());
+        let accepted = job_reply::accepted(app, &auth, key, hash, prefer, async |tx| {
+            accept(tx, id.0, upload.id, &settings, origin(&auth, &request_id)).await
+        })
+        .await;
         if !matches!(&accepted, Ok(reply) if !reply.is_replayed()) {
             // Nobody will read it; if this fails the sweep takes it.
             let _ = upload::discard(app.db(), upload.id).await;

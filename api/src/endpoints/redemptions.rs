@@ -1,9 +1,6 @@
 //! The history of uses: list, and give one back. And what else only administrators do to a coupon.
 
-use coupon_core::{
-    Error,
-    coupon::{Behalf, locate, rollback, withdraw},
-};
+use coupon_core::coupon::{Behalf, locate, rollback, withdraw};
 use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
@@ -144,7 +141,7 @@ impl Redemptions {
         auth.require_admin()?;
         let list = format!("redemptions/{:?}/{:?}/{:?}", book_id.0, user_id.0, code.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let coupon = match Narrowed::by_code(&mut connection, code.0.as_deref(), book_id.0).await? {
             Narrowed::Not => None,
             Narrowed::To(coupon) => Some(coupon),

@@ -1,9 +1,6 @@
 //! Fires of a schedule: what became of them, when the next ones are; start what it is for now.
 
-use coupon_core::{
-    Error,
-    schedule::{self, Fire, fire},
-};
+use coupon_core::schedule::{self, Fire, fire};
 use poem_openapi::{
     Object, OpenApi,
     param::{Header, Path, Query},
@@ -13,16 +10,11 @@ use uuid::Uuid;
 
 use super::{
     Tag,
-    jobs::{self, JobError, JobReply},
+    job_reply::{self, JobReply},
+    job_view::JobError,
     origin,
 };
-use crate::{
-    Nullable, Problem, RequestId,
-    app::App,
-    auth::Auth,
-    once::{Begun, IdempotencyKey, Once},
-    time::Time,
-};
+use crate::{Nullable, Problem, RequestId, app::App, auth::Auth, once::IdempotencyKey, time::Time};
 
 /// Fires that are previewed if the client does not say.
 const PREVIEWED: u32 = 10;
@@ -82,7 +74,7 @@ impl ScheduleFires {
         #[oai(validator(minimum(value = "1"), maximum(value = "100")))] n: Query<Option<u32>>,
     ) -> Result<Json<NextFires>, Problem> {
         auth.require_admin()?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let (schedule, now) = schedule::find(&mut connection, id.0).await?;
         let count = usize::try_from(n.0.unwrap_or(PREVIEWED)).unwrap_or(0);
         let fires = schedule.preview(now, count)?;
@@ -102,15 +94,10 @@ impl ScheduleFires {
         #[oai(name = "Prefer")] prefer: Header<Option<String>>,
     ) -> Result<JobReply, Problem> {
         auth.require_admin()?;
-        let app = &self.app;
-        app.depth().admit()?;
-        let prefer = prefer.0.as_deref();
-        let mut once = match Once::begin(app, app.db(), &auth, key, None).await? {
-            Begun::Fresh(once) => once,
-            Begun::Before(answer) => return jobs::replay(app, &auth, answer, prefer).await,
-        };
-        let started = fire::run_now(once.tx(), id.0, origin(&auth, &request_id)).await;
-        let job_id = once.finish_job(started).await?;
-        jobs::reply(app, &auth, job_id, prefer, false).await
+        self.app.depth().admit()?;
+        job_reply::accepted(&self.app, &auth, key, None, prefer.0.as_deref(), async |tx| {
+            fire::run_now(tx, id.0, origin(&auth, &request_id)).await
+        })
+        .await
     }
 }

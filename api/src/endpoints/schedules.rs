@@ -81,26 +81,8 @@ pub struct NewSchedule {
     #[oai(validator(min_length = 1, max_length = 200))]
     name: String,
     kind: ScheduleKind,
-    /// Kind distribution: what is given each time. A seed only with run_at.
-    distribution: Option<NewDistribution>,
-    /// Kind export: what is exported each time.
-    export: Option<ExportRequest>,
-    /// The one time at which it fires.
-    run_at: Option<Time>,
-    /// Instead of run_at: minute, hour, day of the month, month, day of the week.
-    #[oai(validator(max_length = 200))]
-    cron: Option<String>,
-    /// IANA name, in whose clock cron is read; UTC by default.
-    #[oai(validator(max_length = 100))]
-    time_zone: Option<String>,
-    /// skip by default.
-    missed: Option<MissedRule>,
-    /// skip by default.
-    overlap: Option<OverlapRule>,
-    /// From this on it does not fire.
-    ends_at: Option<Time>,
-    /// Whether it rests; false by default.
-    paused: Option<bool>,
+    #[oai(flatten)]
+    settings: ScheduleSettings,
 }
 
 /// A setting of a schedule that may be cleared.
@@ -117,27 +99,36 @@ pub struct ScheduleChange {
     /// For people.
     #[oai(validator(min_length = 1, max_length = 200))]
     name: Option<String>,
-    /// Kind distribution: what is given each time.
+    #[oai(flatten)]
+    settings: ScheduleSettings,
+    /// Members of these names are cleared: a null in a body means absent.
+    #[oai(validator(max_items = 10))]
+    clear: Option<Vec<ScheduleClearable>>,
+}
+
+/// What a new schedule and a change of one have in common.
+#[derive(Debug, Object)]
+pub struct ScheduleSettings {
+    /// Kind distribution: what is given each time. A seed only with run_at.
     distribution: Option<NewDistribution>,
     /// Kind export: what is exported each time.
     export: Option<ExportRequest>,
     /// The one time at which it fires.
     run_at: Option<Time>,
-    /// Minute, hour, day of the month, month, day of the week.
+    /// Instead of run_at: minute, hour, day of the month, month, day of the week.
     #[oai(validator(max_length = 200))]
     cron: Option<String>,
-    /// IANA name.
+    /// IANA name, in whose clock cron is read; at first UTC.
     #[oai(validator(max_length = 100))]
     time_zone: Option<String>,
+    /// At first skip.
     missed: Option<MissedRule>,
+    /// At first skip.
     overlap: Option<OverlapRule>,
     /// From this on it does not fire.
     ends_at: Option<Time>,
-    /// Whether it rests. Fires whose time comes meanwhile do not happen.
+    /// Whether it rests; at first it does not. Fires whose time comes meanwhile do not happen.
     paused: Option<bool>,
-    /// Members of these names are cleared: a null in a body means absent.
-    #[oai(validator(max_items = 10))]
-    clear: Option<Vec<ScheduleClearable>>,
 }
 
 /// A schedule.
@@ -216,36 +207,58 @@ fn unexpected(pointer: &str) -> Error {
 
 impl NewSchedule {
     fn settings(self) -> Result<Settings, Problem> {
-        let task = match (self.kind, &self.distribution, &self.export) {
-            (ScheduleKind::Distribution, Some(body), None) => Task::Distribution(body.into()),
-            (ScheduleKind::Export, None, Some(body)) => Task::Export(body.into()),
+        let given = self.settings;
+        given.check()?;
+        let task = match (self.kind, &given.distribution, &given.export) {
+            (ScheduleKind::Distribution, Some(body), _) => Task::Distribution(body.into()),
             (ScheduleKind::Distribution, None, _) => return Err(missing("/distribution")),
+            (ScheduleKind::Export, _, Some(body)) => Task::Export(body.into()),
             (ScheduleKind::Export, _, None) => return Err(missing("/export")),
-            (ScheduleKind::Distribution, ..) => return Err(unexpected("/export").into()),
-            (ScheduleKind::Export, ..) => return Err(unexpected("/distribution").into()),
         };
-        Ok(Settings {
+        let mut settings = Settings {
             name: self.name,
             task,
-            run_at: check_time("/run_at", self.run_at)?,
-            cron: self.cron,
-            time_zone: self.time_zone.unwrap_or_else(|| "UTC".to_owned()),
-            missed: self.missed.map_or(Missed::Skip, Missed::from),
-            overlap: self.overlap.map_or(Overlap::Skip, Overlap::from),
-            ends_at: check_time("/ends_at", self.ends_at)?,
-            paused: self.paused.unwrap_or(false),
-        })
+            run_at: None,
+            cron: None,
+            time_zone: "UTC".to_owned(),
+            missed: Missed::Skip,
+            overlap: Overlap::Skip,
+            ends_at: None,
+            paused: false,
+        };
+        given.apply(&mut settings)?;
+        Ok(settings)
     }
 }
 
 impl ScheduleChange {
     fn apply(self, settings: &mut Settings) -> Result<(), Error> {
+        if let Some(name) = self.name {
+            settings.name = name;
+        }
+        self.settings.apply(settings)?;
+        for what in self.clear.unwrap_or_default() {
+            match what {
+                ScheduleClearable::EndsAt => settings.ends_at = None,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ScheduleSettings {
+    /// Whether PostgreSQL can hold its times.
+    fn check(&self) -> Result<(), Problem> {
+        check_time("/run_at", self.run_at)?;
+        check_time("/ends_at", self.ends_at)?;
+        Ok(())
+    }
+
+    /// Puts what is given over `settings`.
+    fn apply(self, settings: &mut Settings) -> Result<(), Error> {
         if self.run_at.is_some() && self.cron.is_some() {
             let detail = "A schedule has one of run_at and cron.";
             return Err(Error::invalid("/cron", "unexpected", detail));
-        }
-        if let Some(name) = self.name {
-            settings.name = name;
         }
         match (&mut settings.task, self.distribution, self.export) {
             (_, None, None) => {}
@@ -274,11 +287,6 @@ impl ScheduleChange {
         }
         if let Some(paused) = self.paused {
             settings.paused = paused;
-        }
-        for what in self.clear.unwrap_or_default() {
-            match what {
-                ScheduleClearable::EndsAt => settings.ends_at = None,
-            }
         }
         Ok(())
     }
@@ -326,7 +334,7 @@ impl Schedules {
     ) -> Result<Json<Page<ScheduleView>>, Problem> {
         auth.require_admin()?;
         let after: Option<Uuid> = decode_cursor("schedules", cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let page = schedule::list(&mut connection, after, limit.rows()).await?;
         Ok(Json(Page::of(page, "schedules", |it| it.id, ScheduleView::from)))
     }
@@ -335,7 +343,7 @@ impl Schedules {
     #[oai(path = "/schedules/:id", method = "get")]
     async fn read(&self, auth: Auth, id: Path<Uuid>) -> Result<Reply<ScheduleView>, Problem> {
         auth.require_admin()?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let (schedule, _) = schedule::find(&mut connection, id.0).await?;
         let tag = etag::tag(schedule.version);
         Ok(Reply::new(&ScheduleView::from(schedule)).tagged(tag))
@@ -352,14 +360,13 @@ impl Schedules {
     ) -> Result<Reply<ScheduleView>, Problem> {
         auth.require_admin()?;
         let change = body.value;
-        check_time("/run_at", change.run_at)?;
-        check_time("/ends_at", change.ends_at)?;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        change.settings.check()?;
+        let mut tx = self.app.db().begin().await?;
         let (before, _) = schedule::find(&mut tx, id.0).await?;
         etag::check(if_match.0.as_deref(), before.version)?;
         let expected = if_match.0.is_some().then_some(before.version);
         let changed = schedule::update(&mut tx, id.0, expected, |settings| change.apply(settings)).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         let tag = etag::tag(changed.version);
         Ok(Reply::new(&ScheduleView::from(changed)).tagged(tag))
     }
@@ -368,9 +375,9 @@ impl Schedules {
     #[oai(path = "/schedules/:id", method = "delete")]
     async fn delete(&self, auth: Auth, id: Path<Uuid>) -> Result<NoContent, Problem> {
         auth.require_admin()?;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         schedule::delete(&mut tx, id.0).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(NoContent::Done)
     }
 }

@@ -1,7 +1,6 @@
 //! Setting up: the first administrator, by the one-time token that is printed while there is none.
 
 use coupon_core::{
-    Error,
     caller::{Access, Caller},
     user::{self, NewUser, Role, setup},
 };
@@ -52,7 +51,7 @@ impl Setup {
     /// Whether there is no administrator yet, so that one is to be made with the one-time token.
     #[oai(path = "/setup", method = "get")]
     async fn read(&self) -> Result<Json<SetupState>, Problem> {
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let needed = !user::has_admin(&mut connection).await?;
         Ok(Json(SetupState { needed }))
     }

@@ -1,7 +1,6 @@
 //! Series: how books and jobs went over time, read from sums and never counted anew.
 
 use coupon_core::{
-    Error,
     caller::Scope,
     job,
     stats::series::{self, Asked, Point, ServicePoint, Window},
@@ -230,7 +229,7 @@ impl Statistics {
     ) -> Result<Json<BookHistory>, Problem> {
         auth.require(Scope::Read)?;
         let asked = asked(from, to, step)?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let (window, points) = series::of_book(&mut connection, id.0, asked).await?;
         let Window {
             from,
@@ -260,7 +259,7 @@ impl Statistics {
     ) -> Result<Json<ServiceHistory>, Problem> {
         auth.require(Scope::Read)?;
         let asked = asked(from, to, step)?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let (window, points) = series::of_service(&mut connection, asked).await?;
         let Window {
             from,

@@ -18,7 +18,7 @@ use crate::{
     Body, Nullable, Problem, RequestId,
     app::App,
     auth::Auth,
-    once::{self, Begun, IdempotencyKey, Once},
+    once::{self, Begun, IdempotencyKey, Single},
     reply::Reply,
     time::Time,
 };
@@ -162,18 +162,18 @@ pub struct Till {
 }
 
 impl Till {
-    /// Which coupon is meant. One of a named book by a look that all tills share, not in the request's own transaction,
-    /// which has done nothing to coupons yet.
+    /// Which coupon is meant. One of a named book by a look that all tills share, not on the request's own connection,
+    /// which it need not hold yet, or has done nothing to coupons on.
     async fn find(
         &self,
-        once: &mut Once,
+        once: &mut Single,
         behalf: Behalf,
         code: &str,
         book_id: Option<Uuid>,
     ) -> Result<Located, Error> {
         let code = path_code(code)?;
         let Some(book_id) = book_id else {
-            return locate::locate(once.tx(), behalf, &code, None).await;
+            return locate::locate(once.connection().await?, behalf, &code, None).await;
         };
         let holder = behalf.holder();
         let asked = InBook {
@@ -188,7 +188,7 @@ impl Till {
     /// The same, and whether its holder's account is disabled: asked at the same time if the holder is known before.
     async fn find_with_holder(
         &self,
-        once: &mut Once,
+        once: &mut Single,
         behalf: Behalf,
         code: &str,
         book_id: Option<Uuid>,
@@ -225,19 +225,26 @@ impl Till {
     ) -> Result<Reply<LockView>, Problem> {
         let behalf = behalf(&auth, body.user_id)?;
         let lookup = Lookup::begin(&self.app, &auth, &code.0, body.book_id).await?;
-        let mut once =
-            match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
-                Begun::Fresh(once) => once,
-                Begun::Before(answer) => return once::again(answer),
-            };
+        let mut once = match Single::begin(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return once::again(answer),
+        };
         let locked = async {
             let found = self.find_with_holder(&mut once, behalf, &code.0, body.book_id);
             let (coupon, disabled) = found.await?;
             let token = body.lock_token.as_deref();
-            lock::lock(once.tx(), &coupon, behalf, token, disabled, origin(&auth, &id)).await
+            lock::lock(
+                once.connection().await?,
+                &coupon,
+                behalf,
+                token,
+                disabled,
+                origin(&auth, &id),
+            )
+            .await
         };
         let locked = locked.await.map(LockView::from);
-        lookup.end(once.finish(locked, |_| None).await).await
+        lookup.end(once.finish(locked).await).await
     }
 
     /// Give a lock back.
@@ -252,16 +259,15 @@ impl Till {
     ) -> Result<Reply<CouponView>, Problem> {
         let behalf = behalf(&auth, None)?;
         let lookup = Lookup::begin(&self.app, &auth, &code.0, body.book_id).await?;
-        let mut once =
-            match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
-                Begun::Fresh(once) => once,
-                Begun::Before(answer) => return once::again(answer),
-            };
+        let mut once = match Single::begin(&self.app, self.app.till(), &auth, key, Some(body.hash())).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return once::again(answer),
+        };
         let unlocked = async {
             let coupon = self.find(&mut once, behalf, &code.0, body.book_id).await?.coupon;
             let token = body.lock_token.as_deref();
             lock::unlock(
-                once.tx(),
+                once.connection().await?,
                 &coupon,
                 behalf,
                 token,
@@ -271,7 +277,7 @@ impl Till {
             .await
         };
         let unlocked = unlocked.await.map(CouponView::from);
-        lookup.end(once.finish(unlocked, |_| None).await).await
+        lookup.end(once.finish(unlocked).await).await
     }
 
     /// Redeem a coupon: spend one use.
@@ -294,15 +300,14 @@ impl Till {
         } = body.value;
         let fields = check_metadata(metadata)?;
         let lookup = Lookup::begin(&self.app, &auth, &code.0, book_id).await?;
-        let mut once =
-            match Once::begin_statement(&self.app, self.app.till(), &auth, key, Some(&hash)).await? {
-                Begun::Fresh(once) => once,
-                Begun::Before(answer) => return once::again(answer),
-            };
+        let mut once = match Single::begin(&self.app, self.app.till(), &auth, key, Some(&hash)).await? {
+            Begun::Fresh(once) => once,
+            Begun::Before(answer) => return once::again(answer),
+        };
         let redeemed = async {
             let (coupon, disabled) = self.find_with_holder(&mut once, behalf, &code.0, book_id).await?;
             redeem::redeem(
-                once.tx(),
+                once.connection().await?,
                 &coupon,
                 behalf,
                 lock_token.as_deref(),
@@ -313,6 +318,6 @@ impl Till {
             .await
         };
         let redeemed = redeemed.await.map(RedemptionView::from);
-        lookup.end(once.finish(redeemed, |_| None).await).await
+        lookup.end(once.finish(redeemed).await).await
     }
 }

@@ -1,7 +1,7 @@
 //! Accounts, for administrators: make, list, read, change, take out of use.
 
 use coupon_core::{
-    Error, db,
+    db,
     user::{self, NewUser, User, UserChange, login},
 };
 use poem_openapi::{
@@ -133,7 +133,7 @@ pub struct Users {
 
 impl Users {
     async fn find(&self, id: Uuid) -> Result<User, Problem> {
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         user::find(&mut connection, id)
             .await?
             .ok_or_else(Problem::not_found)
@@ -155,7 +155,7 @@ impl Users {
         auth.require_admin()?;
         let list = format!("users/{:?}", email.0);
         let after: Option<Uuid> = decode_cursor(&list, cursor.0.as_deref())?;
-        let mut connection = self.app.db().pool().acquire().await.map_err(Error::from)?;
+        let mut connection = self.app.connection().await?;
         let page = user::list(&mut connection, email.0.as_deref(), after, limit.rows()).await?;
         Ok(Json(Page::of(page, &list, |user| user.id, UserView::from)))
     }
@@ -238,12 +238,12 @@ impl Users {
                 Some(app.passwords().hash_new(&password, email, name).await?)
             }
         };
-        let mut tx = app.db().begin().await.map_err(Error::from)?;
+        let mut tx = app.db().begin().await?;
         let user = user::update(&mut tx, id.0, &change).await?;
         if let Some(hash) = hash {
             login::set_password(&mut tx, id.0, &hash).await?;
         }
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(Json(user.into()))
     }
 
@@ -253,9 +253,9 @@ impl Users {
     #[oai(path = "/users/:id", method = "delete")]
     async fn delete(&self, auth: Auth, id: Path<Uuid>) -> Result<NoContent, Problem> {
         auth.require_admin()?;
-        let mut tx = self.app.db().begin().await.map_err(Error::from)?;
+        let mut tx = self.app.db().begin().await?;
         user::disable_and_anonymise(&mut tx, auth.id, id.0).await?;
-        db::commit(tx).await.map_err(Error::from)?;
+        db::commit(tx).await?;
         Ok(NoContent::Done)
     }
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Coupon, CouponId, CouponRow, State, coupon_columns};
+use super::{Behalf, Coupon, CouponId, CouponRow, State, coupon_columns};
 use crate::{
     error::{Refusal, Result},
     page::Page,
@@ -189,22 +189,27 @@ pub struct Event {
     pub hash: Option<Vec<u8>>,
 }
 
-/// A page of what happened to a coupon.
+/// A page of what happened to a coupon; with a holder ($6) since it is theirs.
 pub const LIST_EVENTS: &str =
     "SELECT e.id, e.at, e.kind, e.book_id, coalesce(c.code, c.code_key) AS code, e.actor_kind, e.actor_id,
             e.job_id, e.request_id, e.before, e.after, e.hash
      FROM events e JOIN coupons c ON c.book_id = e.book_id AND c.code_key = e.code_key
      WHERE e.book_id = $1 AND e.code_key = $2 AND c.book_id = $1 AND c.code_key = $2
        AND e.id > coalesce($4::uuid, '00000000-0000-0000-0000-000000000000') AND ($3::timestamptz IS NULL OR e.at <= $3)
+       AND ($6::uuid IS NULL OR (c.assigned_user_id = $6 AND e.id >= (
+               SELECT a.id FROM events a WHERE a.book_id = $1 AND a.code_key = $2 AND a.kind = 'coupon_assigned'
+               ORDER BY a.id DESC LIMIT 1)))
      ORDER BY e.id LIMIT $5";
 
-/// What happened to a coupon, oldest first, behind `after`, up to the moment `as_of`.
+/// What happened to a coupon, oldest first, behind `after`, up to the moment `as_of`. A holder sees nothing of those who
+/// held it before.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn list_events(
     connection: &mut PgConnection,
     coupon: &CouponId,
+    behalf: Behalf,
     as_of: Option<DateTime<Utc>>,
     after: Option<Uuid>,
     limit: i64,
@@ -215,6 +220,7 @@ pub async fn list_events(
         .bind(as_of)
         .bind(after)
         .bind(limit + 1)
+        .bind(behalf.holder())
         .fetch_all(connection)
         .await?;
     Ok(Page::cut(rows, limit))

@@ -81,12 +81,12 @@ pub async fn lock(
     for _ in 0..explain::ROUNDS {
         let locked = match (token, &token_hash) {
             _ if holder_disabled => None,
-            (Some(token), Some(hash)) => renew(connection, coupon, behalf, hash, origin)
+            (Some(token), Some(hash)) => hold(connection, RENEW, coupon, behalf, hash, origin)
                 .await?
                 .map(|row| (row, token.to_owned())),
             _ => {
                 let token = new_token();
-                take(connection, coupon, behalf, &hash_token(&token), origin)
+                hold(connection, TAKE, coupon, behalf, &hash_token(&token), origin)
                     .await?
                     .map(|row| (row, token))
             }
@@ -134,25 +134,6 @@ pub const TAKE: &str = "WITH target AS (
             clock_timestamp() AS server_time, l.lock_renewals_left AS renewals_left
      FROM locked l";
 
-async fn take(
-    connection: &mut PgConnection,
-    coupon: &CouponId,
-    behalf: Behalf,
-    token_hash: &[u8],
-    origin: Origin<'_>,
-) -> Result<Option<Row>> {
-    Ok(sqlx::query_as(TAKE)
-        .bind(coupon.book_id)
-        .bind(&coupon.code_key)
-        .bind(behalf.holder())
-        .bind(token_hash)
-        .bind(origin.actor.kind.as_str())
-        .bind(origin.actor.id)
-        .bind(origin.request_id)
-        .fetch_optional(connection)
-        .await?)
-}
-
 /// Renews a live lock by its token.
 pub const RENEW: &str = "WITH target AS (
          SELECT c.code_key, c.locked_until, b.lock_seconds
@@ -179,14 +160,16 @@ pub const RENEW: &str = "WITH target AS (
             clock_timestamp() AS server_time, r.lock_renewals_left AS renewals_left
      FROM renewed r";
 
-async fn renew(
+/// Runs [`TAKE`] or [`RENEW`].
+async fn hold(
     connection: &mut PgConnection,
+    sql: &'static str,
     coupon: &CouponId,
     behalf: Behalf,
     token_hash: &[u8],
     origin: Origin<'_>,
 ) -> Result<Option<Row>> {
-    Ok(sqlx::query_as(RENEW)
+    Ok(sqlx::query_as(sql)
         .bind(coupon.book_id)
         .bind(&coupon.code_key)
         .bind(behalf.holder())

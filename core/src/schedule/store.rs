@@ -128,6 +128,16 @@ fn check_run_at(settings: &Settings, now: DateTime<Utc>) -> Result<()> {
     Ok(())
 }
 
+/// From when on the first fire of new times is looked for: from before the grace where it is one time, so that a run_at
+/// that has just passed is still to come.
+fn begins(settings: &Settings, now: DateTime<Utc>) -> DateTime<Utc> {
+    if settings.run_at.is_some() {
+        now - GRACE * 2
+    } else {
+        now
+    }
+}
+
 /// Binds what a person may set, and the next fire that follows from it.
 fn bind_settings<'q>(
     query: Query<'q, Postgres, PgArguments>,
@@ -156,10 +166,8 @@ pub async fn insert(connection: &mut PgConnection, settings: &Settings, actor: A
     let pattern = settings.check(now)?;
     check_run_at(settings, now)?;
     check_task(connection, &settings.task).await?;
-    // From before the grace, so that a run_at that has just passed is still to come.
-    let after = if pattern.is_some() { now } else { now - GRACE * 2 };
     let next = settings
-        .next(pattern.as_ref(), after)
+        .next(pattern.as_ref(), begins(settings, now))
         .filter(|_| !settings.paused);
     let schedule_id = id::new();
     let query = sqlx::query(
@@ -262,7 +270,9 @@ pub async fn update(
     } else if times(&settings) == times(&before.settings) && before.next_fire_at.is_some() {
         before.next_fire_at
     } else {
-        settings.next(pattern.as_ref(), now)
+        let is_new = settings.run_at != before.settings.run_at;
+        let after = if is_new { begins(&settings, now) } else { now };
+        settings.next(pattern.as_ref(), after)
     };
     let query = sqlx::query(
         "UPDATE schedules SET name = $2, body = $3, run_at = $4, cron = $5, time_zone = $6, missed = $7, overlap = $8,

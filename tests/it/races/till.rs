@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::sync::Barrier;
 
 use super::{agrees, at_once, clients, count, counts, seed_codes, short};
+use crate::truth::until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_redeems_of_three_uses_spend_three() {
@@ -217,5 +218,36 @@ async fn at_a_locks_deadline_redeem_lock_and_sweep_have_one_winner() {
         outcomes.keys().any(|said| said.ends_with("lock 200")),
         "{outcomes:?}"
     );
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_still_looks_its_coupon_up_holds_no_connection_of_the_till() {
+    let service = Service::without_workers().await;
+    let admin = service.admin().await;
+    let (user, user_id) = service.user(Role::User).await;
+    let book_id = admin.book(json!({})).await;
+    seed_codes(&service, book_id, 1, 1, Some(user_id)).await;
+    let mut holder = service.db.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE coupons IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let asking = tokio::spawn(async move {
+        let body = json!({ "book_id": book_id });
+        user.post("/v1/coupons/lock/C1", body).await
+    });
+    until(
+        service.db.pool(),
+        "the look waits",
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')",
+    )
+    .await;
+    let taken = service.app.till().pool().size();
+    holder.rollback().await.unwrap();
+    assert_eq!(taken, 0, "nothing was to be written yet");
+    // The look may have been given up for having waited too long.
+    let answer = asking.await.unwrap();
+    assert!(matches!(answer.status.as_u16(), 200 | 503), "{}", answer.body);
     service.stop().await;
 }

@@ -1,9 +1,12 @@
 //! What people do to schedules: pause, change, preview, and what is refused.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Scene, distributions, due};
+use super::{FAR, Scene, distributions, due, outcomes};
+use crate::truth::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_schedule_does_not_fire_and_goes_on_from_now() {
@@ -103,6 +106,32 @@ async fn a_change_wants_the_version_that_was_read_and_reckons_the_next_fire_anew
     scene.admin.delete(&path).await.expect(204);
     scene.admin.get(&path).await.refused(404, "not_found");
     scene.admin.delete(&path).await.refused(404, "not_found");
+    scene.service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_has_just_passed_is_meant_at_once_also_in_a_change() {
+    let mut scene = Scene::new(2, 40).await;
+    scene.service.start_workers();
+    let just_now = || chrono::Utc::now() - chrono::TimeDelta::seconds(10);
+    let made = scene.schedule(json!({ "run_at": just_now() })).await;
+    let changed = scene.schedule(json!({ "cron": FAR })).await;
+    scene.patch(changed, json!({ "run_at": just_now() })).await;
+    for schedule_id in [made, changed] {
+        let fired = || outcomes(scene.pool(), schedule_id);
+        eventually("it fires", Duration::from_secs(30), fired, |fired| {
+            !fired.is_empty()
+        })
+        .await;
+        assert_eq!(outcomes(scene.pool(), schedule_id).await, ["started"]);
+        assert_eq!(scene.read(schedule_id).await["next_fire_at"], Value::Null);
+    }
+    let refused = json!({ "run_at": chrono::Utc::now() - chrono::TimeDelta::hours(1) });
+    scene
+        .admin
+        .patch(&format!("/v1/schedules/{changed}"), refused)
+        .await
+        .refused(422, "validation_failed");
     scene.service.stop().await;
 }
 

@@ -391,7 +391,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What happened to a coupon, oldest first. */
+        /** What happened to a coupon, oldest first; to its holder, since it is theirs. */
         get: operations["get_coupons_by_code_events"];
         put?: never;
         post?: never;
@@ -2468,20 +2468,20 @@ export interface components {
             /** @description Kind export: what is exported each time. */
             export?: (components["schemas"]["ExportRequest"] & unknown) | null;
             kind: components["schemas"]["ScheduleKind"];
-            /** @description skip by default. */
+            /** @description At first skip. */
             missed?: (components["schemas"]["Missed"] & unknown) | null;
             /** @description For people. */
             name: string;
-            /** @description skip by default. */
+            /** @description At first skip. */
             overlap?: (components["schemas"]["Overlap"] & unknown) | null;
-            /** @description Whether it rests; false by default. */
+            /** @description Whether it rests; at first it does not. Fires whose time comes meanwhile do not happen. */
             paused?: boolean | null;
             /**
              * Format: date-time
              * @description The one time at which it fires.
              */
             run_at?: string | null;
-            /** @description IANA name, in whose clock cron is read; UTC by default. */
+            /** @description IANA name, in whose clock cron is read; at first UTC. */
             time_zone?: string | null;
         };
         /**
@@ -2969,9 +2969,9 @@ export interface components {
         ScheduleChange: {
             /** @description Members of these names are cleared: a null in a body means absent. */
             clear?: components["schemas"]["ScheduleClearable"][] | null;
-            /** @description Minute, hour, day of the month, month, day of the week. */
+            /** @description Instead of run_at: minute, hour, day of the month, month, day of the week. */
             cron?: string | null;
-            /** @description Kind distribution: what is given each time. */
+            /** @description Kind distribution: what is given each time. A seed only with run_at. */
             distribution?: (components["schemas"]["NewDistribution"] & unknown) | null;
             /**
              * Format: date-time
@@ -2980,18 +2980,20 @@ export interface components {
             ends_at?: string | null;
             /** @description Kind export: what is exported each time. */
             export?: (components["schemas"]["ExportRequest"] & unknown) | null;
-            missed?: components["schemas"]["Missed"] | null;
+            /** @description At first skip. */
+            missed?: (components["schemas"]["Missed"] & unknown) | null;
             /** @description For people. */
             name?: string | null;
-            overlap?: components["schemas"]["Overlap"] | null;
-            /** @description Whether it rests. Fires whose time comes meanwhile do not happen. */
+            /** @description At first skip. */
+            overlap?: (components["schemas"]["Overlap"] & unknown) | null;
+            /** @description Whether it rests; at first it does not. Fires whose time comes meanwhile do not happen. */
             paused?: boolean | null;
             /**
              * Format: date-time
              * @description The one time at which it fires.
              */
             run_at?: string | null;
-            /** @description IANA name. */
+            /** @description IANA name, in whose clock cron is read; at first UTC. */
             time_zone?: string | null;
         };
         /**

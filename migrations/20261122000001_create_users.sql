@@ -7,7 +7,7 @@
 CREATE FUNCTION uuid_v7() RETURNS uuid
 LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
     SELECT overlay(gen_random_uuid()::text PLACING left(
-        overlay(lpad(to_hex((extract(epoch FROM clock_timestamp()) * 65536000)::bigint), 16, '0') PLACING '7' FROM 13 FOR 0), 16)
+        overlay(lpad(to_hex((date_part('epoch', clock_timestamp()) * 65536000)::bigint), 16, '0') PLACING '7' FROM 13 FOR 0), 16)
         FROM 1 FOR 18)::uuid
 $$;
 

@@ -6,7 +6,7 @@
 use coupon_core::{
     Error, Refusal,
     coupon::accept::{self, Assignment},
-    db::{self, Db},
+    db::Db,
     error::StoreError,
     group::Group,
     job::signals::{Signal, Signals},
@@ -63,9 +63,8 @@ async fn accept(
     Ok(accepted)
 }
 
+/// One statement, which is the whole transaction.
 async fn commit(db: &Db, assignments: &[Assignment]) -> Result<Vec<bool>, StoreError> {
-    let mut tx = db.begin().await?;
-    let known = accept::accept_all(&mut tx, assignments).await?;
-    db::commit(tx).await?;
-    Ok(known)
+    let mut connection = db.pool().acquire().await?;
+    accept::accept_all(&mut connection, assignments).await
 }

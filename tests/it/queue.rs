@@ -203,8 +203,10 @@ pub(crate) async fn enqueue_all(tx: &mut sqlx::PgConnection, book_id: Uuid, payl
                 book_id: Some(book_id),
                 total: None,
                 request_id: None,
+                beneficiary: None,
             })
             .collect();
-        enqueue::enqueue(tx, &jobs).await.unwrap();
+        let ids: Vec<Uuid> = jobs.iter().map(|_| coupon_core::id::new()).collect();
+        assert_eq!(enqueue::enqueue_all(tx, &ids, &jobs).await.unwrap(), ids);
     }
 }

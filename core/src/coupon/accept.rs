@@ -1,5 +1,7 @@
 //! The intake of assignments: what can be refused at once is, the rest becomes a job.
 
+use std::collections::HashSet;
+
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -9,7 +11,7 @@ use crate::{
     error::{Error, Refusal, Result, StoreError},
     id,
     job::{
-        enqueue::{self, NewJob},
+        enqueue::{self, Beneficiary, NewJob},
         payload::{AssignCoupons, Payload, Wanted},
     },
 };
@@ -66,17 +68,21 @@ impl Assignment {
             request_id: origin.request_id.map(str::to_owned),
         }
     }
+
+    fn payload(&self) -> Payload {
+        Payload::AssignCoupons(AssignCoupons {
+            book_id: self.book_id,
+            user_id: self.user_id,
+            wanted: self.wanted.clone(),
+            actor: self.actor,
+            as_user: self.as_user,
+            request_id: self.request_id.clone(),
+        })
+    }
 }
 
-/// Whether the book ($1) and the user ($2) of each assignment exist for its asker ($3).
-pub const KNOWN: &str = "SELECT EXISTS (
-             SELECT FROM books WHERE id = a.book_id AND (NOT a.as_user OR (self_service AND status <> 'draft')))
-         AND EXISTS (SELECT FROM users WHERE id = a.user_id)
-     FROM unnest($1::uuid[], $2::uuid[], $3::bool[]) WITH ORDINALITY AS a (book_id, user_id, as_user, place)
-     ORDER BY a.place";
-
-/// Accepts assignments as jobs, in a few statements for all; says of each whether its book and user exist for the
-/// asker. Those of which they do not are left out.
+/// Accepts assignments as jobs, all in one statement; says of each whether its book and user exist for the asker. Those
+/// of which they do not are left out.
 ///
 /// # Errors
 /// When the database fails.
@@ -84,47 +90,9 @@ pub async fn accept_all(
     connection: &mut PgConnection,
     assignments: &[Assignment],
 ) -> Result<Vec<bool>, StoreError> {
-    let known: Vec<bool> = sqlx::query_scalar(KNOWN)
-        .bind(
-            assignments
-                .iter()
-                .map(|wanted| wanted.book_id)
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            assignments
-                .iter()
-                .map(|wanted| wanted.user_id)
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            assignments
-                .iter()
-                .map(|wanted| wanted.as_user)
-                .collect::<Vec<_>>(),
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-    let accepted = || {
-        assignments
-            .iter()
-            .zip(&known)
-            .filter(|(_, known)| **known)
-            .map(|(wanted, _)| wanted)
-    };
-    let payloads: Vec<Payload> = accepted()
-        .map(|wanted| {
-            Payload::AssignCoupons(AssignCoupons {
-                book_id: wanted.book_id,
-                user_id: wanted.user_id,
-                wanted: wanted.wanted.clone(),
-                actor: wanted.actor,
-                as_user: wanted.as_user,
-                request_id: wanted.request_id.clone(),
-            })
-        })
-        .collect();
-    let jobs: Vec<NewJob<'_>> = accepted()
+    let payloads: Vec<Payload> = assignments.iter().map(Assignment::payload).collect();
+    let jobs: Vec<NewJob<'_>> = assignments
+        .iter()
         .zip(&payloads)
         .map(|(wanted, payload)| NewJob {
             payload,
@@ -135,13 +103,18 @@ pub async fn accept_all(
                 Wanted::Code(_) => 1,
             }),
             request_id: wanted.request_id.as_deref(),
+            beneficiary: Some(Beneficiary {
+                user_id: wanted.user_id,
+                as_user: wanted.as_user,
+            }),
         })
         .collect();
-    let ids: Vec<Uuid> = accepted().map(|wanted| wanted.job_id).collect();
-    if !ids.is_empty() {
-        enqueue::enqueue_as(connection, &ids, &jobs).await?;
-    }
-    Ok(known)
+    let ids: Vec<Uuid> = assignments.iter().map(|wanted| wanted.job_id).collect();
+    let accepted: HashSet<Uuid> = enqueue::enqueue_all(connection, &ids, &jobs)
+        .await?
+        .into_iter()
+        .collect();
+    Ok(ids.iter().map(|job_id| accepted.contains(job_id)).collect())
 }
 
 /// Accepts one assignment; gives the job's id.

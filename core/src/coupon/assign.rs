@@ -42,28 +42,19 @@ pub async fn assign(
         Err(crate::Error::Refused(refusal)) => return Ok(vec![Err(refusal); requests.len()]),
         Err(error) => return Err(error),
     };
-    let book = BookRules::read(connection, book_id).await?;
     let given = GivenCoupon::lock_all(connection, book_id, requests).await?;
-    let (held, barred) = lock_allowances(connection, book_id, requests).await?;
+    let situation = Situation::lock(connection, &draw, requests, given.len()).await?;
     let mut plan = Plan {
         given,
-        held,
-        drawn: VecDeque::new(),
+        held: situation.held,
+        drawn: situation.drawn,
         last_drawn: None,
         writes: Writes::default(),
     };
-    if book.closed.is_none() {
-        let draws: i64 = requests.iter().map(|(_, request)| request.draws()).sum();
-        // A candidate may be given away by name before it is drawn, so there must be as many more.
-        let spare = i64::try_from(plan.given.len()).unwrap_or(i64::MAX);
-        if draws > 0 {
-            plan.drawn = draw_candidates(connection, book_id, &draw, draws.saturating_add(spare)).await?;
-        }
-    }
 
     let mut decided = Vec::with_capacity(requests.len());
     for (job_id, request) in requests {
-        decided.push(plan.decide(*job_id, request, &book, &barred));
+        decided.push(plan.decide(*job_id, request, &situation.book, &situation.barred));
     }
 
     let coupons = plan.writes.apply(connection, book_id, plan.last_drawn).await?;
@@ -82,6 +73,14 @@ impl AssignCoupons {
     }
 }
 
+/// What of the book's configuration decides, as columns of [`RulesRow`].
+macro_rules! book_rules {
+    () => {
+        "b.status = 'active' AS active, coalesce(b.starts_at <= now(), true) AS started,
+         coalesce(b.ends_at <= now(), false) AS ended, b.max_assignments_per_user"
+    };
+}
+
 /// What of the book's configuration decides.
 pub(crate) struct BookRules {
     /// Why nothing moves, if so.
@@ -92,33 +91,38 @@ pub(crate) struct BookRules {
 
 impl BookRules {
     pub(crate) async fn read(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
-        let (active, started, ended, max): (bool, bool, bool, Option<i32>) = sqlx::query_as(
-            "SELECT status = 'active', coalesce(starts_at <= now(), true), coalesce(ends_at <= now(), false),
-                    max_assignments_per_user
-             FROM books WHERE id = $1",
-        )
-        .bind(book_id)
-        .fetch_one(connection)
-        .await?;
-        let closed = if !active {
-            Some(Refusal::new(
-                Code::BookNotActive,
-                "The book is a draft, paused or archived.",
-            ))
-        } else if !started {
-            Some(Refusal::new(
-                Code::BookNotStarted,
-                "The book has not started yet.",
-            ))
-        } else if ended {
-            Some(Refusal::new(Code::BookEnded, "The book has ended."))
+        let row: RulesRow =
+            sqlx::query_as(concat!("SELECT ", book_rules!(), " FROM books b WHERE b.id = $1"))
+                .bind(book_id)
+                .fetch_one(connection)
+                .await?;
+        Ok(row.into())
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct RulesRow {
+    active: bool,
+    started: bool,
+    ended: bool,
+    max_assignments_per_user: Option<i32>,
+}
+
+impl From<RulesRow> for BookRules {
+    fn from(row: RulesRow) -> Self {
+        let closed = if !row.active {
+            Some((Code::BookNotActive, "The book is a draft, paused or archived."))
+        } else if !row.started {
+            Some((Code::BookNotStarted, "The book has not started yet."))
+        } else if row.ended {
+            Some((Code::BookEnded, "The book has ended."))
         } else {
             None
         };
-        Ok(Self {
-            closed,
-            max_per_user: max.map(i64::from),
-        })
+        Self {
+            closed: closed.map(|(code, detail)| Refusal::new(code, detail)),
+            max_per_user: row.max_assignments_per_user.map(i64::from),
+        }
     }
 }
 
@@ -160,57 +164,95 @@ impl GivenCoupon {
     }
 }
 
-/// How many coupons of the book everybody ($2) holds, locked in the order of their ids, and whether they may get any.
-pub const HOLDERS: &str = "WITH held AS (
-         SELECT user_id, assigned_count FROM user_allowances
-         WHERE book_id = $1 AND user_id = ANY($2::uuid[]) ORDER BY user_id FOR UPDATE)
-     SELECT w.id, coalesce(h.assigned_count, 0) AS held, u.id IS NULL OR u.disabled_at IS NOT NULL AS barred
-     FROM unnest($2::uuid[]) AS w (id)
-     LEFT JOIN held h ON h.user_id = w.id
-     LEFT JOIN users u ON u.id = w.id";
-
-/// Locks the allowances of everybody in the batch; gives how many each holds, and who may not get anything: disabled, or
-/// unknown.
-async fn lock_allowances(
-    connection: &mut PgConnection,
-    book_id: Uuid,
-    requests: &[Request],
-) -> Result<(HashMap<Uuid, i64>, HashSet<Uuid>)> {
-    let users: BTreeSet<Uuid> = requests.iter().map(|(_, request)| request.user_id).collect();
-    let users: Vec<Uuid> = users.into_iter().collect();
-    // Somebody without a row holds nothing; nobody else can make the row meanwhile, since assignments hold the draw.
-    let rows: Vec<(Uuid, i32, bool)> = sqlx::query_as(HOLDERS)
-        .bind(book_id)
-        .bind(&users)
-        .fetch_all(connection)
-        .await?;
-    let barred = rows.iter().filter(|(.., barred)| *barred).map(|(id, ..)| *id);
-    Ok((
-        rows.iter().map(|(id, held, _)| (*id, i64::from(*held))).collect(),
-        barred.collect(),
-    ))
-}
-
-/// The next coupons of the draw, locked. Fewer than wanted means that there are no more.
-async fn draw_candidates(
-    connection: &mut PgConnection,
-    book_id: Uuid,
-    draw: &DrawState,
-    wanted: i64,
-) -> Result<VecDeque<(String, i64)>> {
-    let rows: Vec<(String, i64)> = sqlx::query_as(DRAW)
-        .bind(book_id)
-        .bind(draw.cursor())
-        .bind(wanted)
-        .fetch_all(connection)
-        .await?;
-    Ok(rows.into())
-}
-
 /// The draw: from the cursor upwards along the partial index, never a sort. A coupon past its own time is passed over.
-pub const DRAW: &str = "SELECT code_key, draw_key FROM coupons
-     WHERE book_id = $1 AND state LIKE 'unassigned' AND draw_key >= $2 AND (expires_at IS NULL OR expires_at > now())
-     ORDER BY draw_key LIMIT $3 FOR UPDATE";
+macro_rules! draw {
+    () => {
+        "SELECT code_key, draw_key FROM coupons
+         WHERE book_id = $1 AND state LIKE 'unassigned' AND draw_key >= $2 AND (expires_at IS NULL OR expires_at > now())
+         ORDER BY draw_key LIMIT $3 FOR UPDATE"
+    };
+}
+
+/// The next coupons of the draw of a book ($1) from the cursor ($2), so many ($3) at most, locked.
+pub const DRAW: &str = draw!();
+
+/// What decides a batch, in one look: the book's rules; how many of its coupons everybody ($4) holds who holds any, locked
+/// in the order of their ids; who may not get any (disabled, or unknown); the next coupons of the draw, as [`DRAW`].
+pub const SITUATION: &str = concat!(
+    "WITH held AS (
+         SELECT user_id, assigned_count FROM user_allowances
+         WHERE book_id = $1 AND user_id = ANY($4::uuid[]) ORDER BY user_id FOR UPDATE),
+     next AS (",
+    draw!(),
+    ")
+     SELECT ",
+    book_rules!(),
+    ", h.*, n.*,
+         ARRAY(SELECT w.id FROM unnest($4::uuid[]) AS w (id) LEFT JOIN users u ON u.id = w.id
+               WHERE u.id IS NULL OR u.disabled_at IS NOT NULL) AS barred
+     FROM books b,
+          (SELECT coalesce(array_agg(user_id), '{}') AS holders, coalesce(array_agg(assigned_count), '{}') AS held FROM held) AS h,
+          (SELECT coalesce(array_agg(code_key ORDER BY draw_key), '{}') AS keys,
+                  coalesce(array_agg(draw_key ORDER BY draw_key), '{}') AS places FROM next) AS n
+     WHERE b.id = $1"
+);
+
+#[derive(sqlx::FromRow)]
+struct SituationRow {
+    #[sqlx(flatten)]
+    rules: RulesRow,
+    holders: Vec<Uuid>,
+    held: Vec<i32>,
+    barred: Vec<Uuid>,
+    keys: Vec<String>,
+    places: Vec<i64>,
+}
+
+/// What decides a batch, locked.
+struct Situation {
+    book: BookRules,
+    /// How many coupons of the book everybody holds who has a row of allowances; nobody else holds any, and nobody can make
+    /// such a row meanwhile, since assignments hold the draw.
+    held: HashMap<Uuid, i64>,
+    /// Who may not get anything: disabled, or unknown.
+    barred: HashSet<Uuid>,
+    /// The next coupons of the draw. Fewer than wanted means that there are no more.
+    drawn: VecDeque<(String, i64)>,
+}
+
+impl Situation {
+    /// `given` coupons may be given away by name before they are drawn, so there must be as many more.
+    async fn lock(
+        connection: &mut PgConnection,
+        draw: &DrawState,
+        requests: &[Request],
+        given: usize,
+    ) -> Result<Self> {
+        let users: BTreeSet<Uuid> = requests.iter().map(|(_, request)| request.user_id).collect();
+        let draws: i64 = requests.iter().map(|(_, request)| request.draws()).sum();
+        let wanted = match draws {
+            0 => 0,
+            draws => draws.saturating_add(i64::try_from(given).unwrap_or(i64::MAX)),
+        };
+        let row: SituationRow = sqlx::query_as(SITUATION)
+            .bind(draw.book_id())
+            .bind(draw.cursor())
+            .bind(wanted)
+            .bind(users.into_iter().collect::<Vec<_>>())
+            .fetch_one(connection)
+            .await?;
+        Ok(Self {
+            book: row.rules.into(),
+            held: row
+                .holders
+                .into_iter()
+                .zip(row.held.into_iter().map(i64::from))
+                .collect(),
+            barred: row.barred.into_iter().collect(),
+            drawn: row.keys.into_iter().zip(row.places).collect(),
+        })
+    }
+}
 
 /// The batch while it is being decided.
 struct Plan {
@@ -337,15 +379,15 @@ pub const ASSIGN: &str = concat!(
          WHERE c.book_id = $1 AND b.id = $1 AND c.code_key = o.code_key AND c.state = 'unassigned'
            -- Says the same again, so that the primary key is used even where the table was never analysed.
            AND c.code_key = ANY($2::text[])
-         RETURNING c.*),
+         RETURNING c.*, o.actor_kind, o.actor_id, o.job_id, o.request_id, o.given),
      recorded AS (
          INSERT INTO events (book_id, id, actor_kind, actor_id, job_id, kind, code_key, request_id, before, after)
-         SELECT $1, uuid_v7(), o.actor_kind, o.actor_id, o.job_id, 'coupon_assigned', c.code_key, o.request_id,
+         SELECT $1, uuid_v7(), c.actor_kind, c.actor_id, c.job_id, 'coupon_assigned', c.code_key, c.request_id,
                 '{\"state\": \"unassigned\"}'::jsonb,
                 -- A proof tells those that were drawn from those that were given by name.
-                CASE WHEN o.given THEN jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id, 'given', true)
+                CASE WHEN c.given THEN jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id, 'given', true)
                      ELSE jsonb_build_object('state', 'assigned', 'user_id', c.assigned_user_id) END
-         FROM c JOIN o ON o.code_key = c.code_key),
+         FROM c),
      counted AS (
          INSERT INTO user_allowances AS a (book_id, user_id, assigned_count)
          SELECT $1, n.user_id, n.added FROM unnest($8::uuid[], $9::int[]) AS n (user_id, added) ORDER BY n.user_id

@@ -131,8 +131,9 @@ pub async fn accept(
         book_id: Some(book_id),
         total: Some(total),
         request_id: origin.request_id,
+        beneficiary: None,
     };
-    let job_id = enqueue::enqueue(connection, &[job]).await?[0];
+    let job_id = enqueue::enqueue(connection, job).await?;
     sqlx::query(
         "INSERT INTO assign_batches (job_id, book_id, actor_id, actor_kind, items) VALUES ($1, $2, $3, $4, $5)",
     )

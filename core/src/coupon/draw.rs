@@ -70,6 +70,11 @@ impl DrawState {
         Ok(state)
     }
 
+    /// Whose draw it is.
+    pub fn book_id(&self) -> Uuid {
+        self.book_id
+    }
+
     /// Where the next draw begins.
     pub fn cursor(&self) -> i64 {
         self.cursor

@@ -52,8 +52,9 @@ pub async fn accept(connection: &mut PgConnection, request: &Request, origin: Or
         book_id: Some(request.book_id),
         total: None,
         request_id: origin.request_id,
+        beneficiary: None,
     };
-    let job_id = enqueue::enqueue(connection, &[job]).await?[0];
+    let job_id = enqueue::enqueue(connection, job).await?;
     sqlx::query("UPDATE jobs SET result = $2::text::json WHERE id = $1")
         .bind(job_id)
         .bind(serde_json::json!({ "distribution_id": distribution_id }).to_string())

@@ -85,8 +85,9 @@ pub async fn accept(
         book_id: Some(book_id),
         total: Some(assigned - undone),
         request_id: origin.request_id,
+        beneficiary: None,
     };
-    let job_id = enqueue::enqueue(connection, &[job]).await?[0];
+    let job_id = enqueue::enqueue(connection, job).await?;
     sqlx::query(
         "UPDATE distributions SET state = 'undoing', undo_job_id = $3, undo_seq = 0, kept = '{}'
          WHERE book_id = $1 AND id = $2",

@@ -55,8 +55,9 @@ pub async fn create(connection: &mut PgConnection, new: &NewExport, origin: Orig
         book_id: Some(new.book_id),
         total: None,
         request_id: origin.request_id,
+        beneficiary: None,
     };
-    let job_id = enqueue::enqueue(connection, &[job]).await?[0];
+    let job_id = enqueue::enqueue(connection, job).await?;
     sqlx::query(
         "WITH recorded AS (
              INSERT INTO events (book_id, id, actor_kind, actor_id, kind, job_id, request_id, after)

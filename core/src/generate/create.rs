@@ -91,8 +91,9 @@ pub async fn create(connection: &mut PgConnection, new: &NewGeneration<'_>) -> R
         book_id: Some(new.book_id),
         total: Some(new.count),
         request_id: new.request_id,
+        beneficiary: None,
     };
-    let job_id = enqueue(connection, &[job]).await?[0];
+    let job_id = enqueue(connection, job).await?;
     let metadata = new.metadata.as_object().is_some_and(|fields| !fields.is_empty());
     sqlx::query(
         "INSERT INTO generations (job_id, book_id, count, tweak, pattern, alphabet, checked, expires_at, metadata)

@@ -228,15 +228,15 @@ pub(crate) async fn read_head(
 }
 
 async fn insert(connection: &mut PgConnection, new: &NewImport<'_>, kept: &Kept, total: i64) -> Result<Uuid> {
-    let jobs = [NewJob {
+    let job = NewJob {
         payload: &Payload::ImportCodes,
         actor: new.actor,
         book_id: Some(new.book_id),
         total: Some(total),
         request_id: new.request_id,
-    }];
-    let ids = enqueue(connection, &jobs).await?;
-    let job_id = ids[0];
+        beneficiary: None,
+    };
+    let job_id = enqueue(connection, job).await?;
     let pass = match kept.given.mode {
         Mode::SkipInvalid => "write",
         Mode::AllOrNothing | Mode::ValidateOnly => "validate",

@@ -117,6 +117,9 @@ pub async fn find_all(db: Db, ids: Vec<Uuid>) -> Result<Vec<Option<Job>>, StoreE
 
 /// Those of these jobs that have ended.
 pub(super) async fn find_ended(db: &Db, ids: &[Uuid]) -> Result<Vec<Job>, StoreError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
     let rows: Vec<Row> = sqlx::query_as(FIND_ENDED).bind(ids).fetch_all(db.pool()).await?;
     Ok(rows.into_iter().map(Job::from).collect())
 }

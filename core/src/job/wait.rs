@@ -3,9 +3,9 @@
 //! Invariant: a waiter is told of an end at the latest a second after it, signals or not.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, oneshot};
@@ -17,8 +17,14 @@ use super::{
 };
 use crate::db::Db;
 
-/// How long a lost signal can go unnoticed.
+/// How long a lost signal can go unnoticed: so often all waiters are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Whoever has waited for longer is not looked for at every signal: a long job, at whose end nobody minds a second.
+const PATIENT_AFTER: Duration = Duration::from_secs(2);
+
+/// The fewest waiters that are looked for at a signal.
+const FEWEST: usize = 64;
 
 /// The waiters of this process; clones share them.
 #[derive(Debug, Clone)]
@@ -28,8 +34,16 @@ pub struct Waiters {
 
 #[derive(Debug, Default)]
 struct Shared {
-    waiting: Mutex<HashMap<Uuid, Vec<oneshot::Sender<Job>>>>,
+    /// By id, which is to say in the order in which their jobs were accepted.
+    waiting: Mutex<BTreeMap<Uuid, Waiting>>,
     arrived: Notify,
+}
+
+/// Those who wait for one job.
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    tells: Vec<oneshot::Sender<Job>>,
 }
 
 /// A place in the queue of waiters.
@@ -57,45 +71,93 @@ impl Waiters {
     pub fn enter(&self, job_id: Uuid) -> Waiter {
         let (tell, ended) = oneshot::channel();
         if let Ok(mut waiting) = self.shared.waiting.lock() {
-            waiting.entry(job_id).or_default().push(tell);
+            let new = || Waiting {
+                since: Instant::now(),
+                tells: Vec::new(),
+            };
+            waiting.entry(job_id).or_insert_with(new).tells.push(tell);
         }
         self.shared.arrived.notify_one();
         Waiter { ended }
     }
 }
 
+/// Jobs of a queue end about in the order in which they were accepted, so a signal is about the oldest: as many are looked
+/// for as ended lately, twice over, and more as long as most of them have ended.
 async fn look(shared: std::sync::Weak<Shared>, db: Db, mut done: tokio::sync::watch::Receiver<u64>) {
+    let (mut most, mut all_looked_for) = (FEWEST, Instant::now());
     loop {
         let Some(strong) = shared.upgrade() else { return };
-        let ids: Vec<Uuid> = match strong.waiting.lock() {
-            Ok(mut waiting) => {
-                waiting.retain(|_, tells| {
-                    tells.retain(|tell| !tell.is_closed());
-                    !tells.is_empty()
-                });
-                waiting.keys().copied().collect()
-            }
-            Err(_) => return,
-        };
-        if ids.is_empty() {
+        let all = all_looked_for.elapsed() >= LOOK_EVERY;
+        let ids = strong.ids(if all { None } else { Some(most) });
+        let Some(ids) = ids else { return };
+        if ids.is_empty() && strong.is_empty() {
             // Nobody waits: sleep until somebody does, or look whether the process still wants us.
             let _ = tokio::time::timeout(Duration::from_secs(5), strong.arrived.notified()).await;
             continue;
         }
         done.mark_unchanged();
-        match ledger::find_ended(&db, &ids).await {
-            Ok(ended) => {
-                if let Ok(mut waiting) = strong.waiting.lock() {
-                    for job in ended {
-                        for tell in waiting.remove(&job.id).into_iter().flatten() {
-                            let _ = tell.send(job.clone());
-                        }
-                    }
-                }
-            }
-            Err(error) => tracing::debug!(%error, "could not look for the ends of jobs"),
+        if all {
+            all_looked_for = Instant::now();
         }
+        let ended = match ledger::find_ended(&db, &ids).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::debug!(%error, "could not look for the ends of jobs");
+                Vec::new()
+            }
+        };
+        let found = ended.len();
+        strong.tell(ended);
         drop(strong);
-        let _ = tokio::time::timeout(LOOK_EVERY, done.changed()).await;
+        most = (found * 2).max(FEWEST);
+        if !all && found * 2 > ids.len() {
+            continue;
+        }
+        let _ = tokio::time::timeout(
+            LOOK_EVERY.saturating_sub(all_looked_for.elapsed()),
+            done.changed(),
+        )
+        .await;
+    }
+}
+
+impl Shared {
+    fn is_empty(&self) -> bool {
+        self.waiting.lock().is_ok_and(|waiting| waiting.is_empty())
+    }
+
+    /// The jobs that somebody waits for, oldest first: all of them, or so many of those that are waited for only since
+    /// lately. `None` when the process is past help.
+    fn ids(&self, most: Option<usize>) -> Option<Vec<Uuid>> {
+        let mut waiting = self.waiting.lock().ok()?;
+        waiting.retain(|_, waiting| {
+            waiting.tells.retain(|tell| !tell.is_closed());
+            !waiting.tells.is_empty()
+        });
+        Some(match most {
+            None => waiting.keys().copied().collect(),
+            Some(most) => waiting
+                .iter()
+                .filter(|(_, waiting)| waiting.since.elapsed() < PATIENT_AFTER)
+                .map(|(job_id, _)| *job_id)
+                .take(most)
+                .collect(),
+        })
+    }
+
+    fn tell(&self, ended: Vec<Job>) {
+        let Ok(mut waiting) = self.waiting.lock() else {
+            return;
+        };
+        for job in ended {
+            for tell in waiting
+                .remove(&job.id)
+                .into_iter()
+                .flat_map(|waiting| waiting.tells)
+            {
+                let _ = tell.send(job.clone());
+            }
+        }
     }
 }

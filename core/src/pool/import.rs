@@ -64,8 +64,9 @@ pub async fn accept(
         book_id: None,
         total: Some((lines - (layout.line - 1)).max(0)),
         request_id: origin.request_id,
+        beneficiary: None,
     };
-    let job_id = enqueue::enqueue(connection, &[job]).await?[0];
+    let job_id = enqueue::enqueue(connection, job).await?;
     sqlx::query(
         "INSERT INTO pool_imports (job_id, pool_id, upload_id, cursor, line, settings) VALUES ($1, $2, $3, $4, $5, $6)",
     )

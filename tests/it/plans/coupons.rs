@@ -50,13 +50,16 @@ pub(super) fn hot() -> Vec<Hot> {
                 &["coupons_pkey", "books_pkey"],
             )
         },
-        statement(
-            "holders of a batch",
-            "uuid, uuid[]",
-            assign::HOLDERS,
-            format!("{BOOK}, {}", twenty(SOMEBODY)),
-            &["user_allowances_pkey"],
-        ),
+        Hot {
+            blocks: 300,
+            ..statement(
+                "what decides a batch",
+                "uuid, bigint, bigint, uuid[]",
+                assign::SITUATION,
+                format!("{BOOK}, 1000, 20, {}", twenty(SOMEBODY)),
+                &["user_allowances_pkey", "coupons_draw", "books_pkey"],
+            )
+        },
         ordered(
             "export: count",
             "uuid, text, bigint",

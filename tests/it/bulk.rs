@@ -9,9 +9,12 @@ mod generate;
 mod import;
 mod lines;
 
-use std::time::Duration;
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
-use coupon_tests::{process::Process, size};
+use coupon_tests::process::Process;
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -74,7 +77,7 @@ async fn progress(pool: &PgPool, job_id: Uuid) -> (i64, bool) {
         .unwrap()
 }
 
-/// Kills the worker at random moments of a job of `total` rows, each time putting another one in its place.
+/// Kills the worker at random moments of a job of `total` rows and of its steps, each time putting another one in its place.
 async fn kill_on_the_way(
     cluster: &Cluster,
     dice: &mut Dice,
@@ -89,9 +92,18 @@ async fn kill_on_the_way(
         .chain([1])
         .collect();
     moments.sort_unstable();
+    // How far the job was when last seen to move, when that was, and how long the step before had taken.
+    let pace = Cell::new((0, Instant::now(), Duration::ZERO));
+    let look = || async {
+        let (done, over) = progress(&cluster.pool, job_id).await;
+        let (before, since, _) = pace.get();
+        if done != before {
+            pace.set((done, Instant::now(), since.elapsed()));
+        }
+        (done, over)
+    };
     for (killed, moment) in moments.into_iter().enumerate() {
-        let look = || progress(&cluster.pool, job_id);
-        let (_, over) = truth::eventually("progress", PATIENCE, look, |(done, over)| {
+        let (_, over) = truth::eventually("progress", PATIENCE, &look, |(done, over)| {
             *done >= moment || *over
         })
         .await;
@@ -100,7 +112,9 @@ async fn kill_on_the_way(
             report(&format!("over after {killed} kills of {kills}"));
             break;
         }
-        tokio::time::sleep(dice.millis(size(20, 300))).await;
+        // Anywhere in the next step, also between what it writes and where it says that it stands.
+        let (.., step) = pace.get();
+        tokio::time::sleep(dice.millis(step.as_millis() as usize)).await;
         worker = worker.replace_worker(&cluster.url).await;
     }
     worker

@@ -157,50 +157,55 @@ async fn what_is_locked_or_used_while_it_is_being_undone_stays() {
     let service = Service::start().await;
     let admin = service.admin().await;
     let users = seed::users(&service.db, 10).await;
-    let book_id = admin.book(json!({ "require_lock": false })).await;
-    stock(&service.db, book_id, 10).await;
-    // With a use left the coupon is only assigned afterwards, as if nothing had been spent.
-    sqlx::query("UPDATE coupons SET redemptions_allowed = 2 WHERE book_id = $1")
-        .bind(book_id)
-        .execute(service.db.pool())
-        .await
-        .unwrap();
     let pool_id = seeded_pool(&service.db, &users).await;
-    let body = json!({ "book_id": book_id, "pool_id": pool_id, "mode": "equal", "per_user": 1 });
-    let (_, done) = distribute(&admin, body).await;
-    let coupon = async |user_id: Uuid| CouponId {
-        book_id,
-        code_key: code_of(&admin, book_id, user_id).await,
-    };
-    let (used, locked) = (coupon(users[0]).await, coupon(users[1]).await);
     let origin = Origin {
         actor: seed::actor(),
         request_id: None,
     };
-    // Two at the till, who have not committed when the undoing comes to their coupons.
-    let mut tx = service.db.begin().await.unwrap();
-    redeem::redeem(&mut tx, &used, Behalf::Anybody, None, &json!({}), false, origin)
-        .await
-        .unwrap();
-    lock::lock(&mut tx, &locked, Behalf::Anybody, None, false, origin)
-        .await
-        .unwrap();
-    let path = format!("/v1/distributions/{}/undo", done["id"].as_str().unwrap());
-    let job = admin.post(&path, json!({})).await.expect(202);
-    until(
-        service.db.pool(),
-        "the undoing waits for them",
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')",
-    )
-    .await;
-    db::commit(tx).await.unwrap();
-    let job = admin.job_end(job["id"].as_str().unwrap()).await;
-    assert_eq!(
-        (&job["result"]["undone"], &job["result"]["reasons"]),
-        (&json!(8), &json!({ "locked": 1, "use_spent": 1 })),
-        "{job}"
-    );
-    assert_eq!(held(&service.db, book_id).await.len(), 2);
-    holds(&service.db, book_id).await;
+    for reason in ["locked", "use_spent"] {
+        let book_id = admin.book(json!({ "require_lock": false })).await;
+        stock(&service.db, book_id, 10).await;
+        // With a use left the coupon is only assigned afterwards, as if nothing had been spent.
+        sqlx::query("UPDATE coupons SET redemptions_allowed = 2 WHERE book_id = $1")
+            .bind(book_id)
+            .execute(service.db.pool())
+            .await
+            .unwrap();
+        let body = json!({ "book_id": book_id, "pool_id": pool_id, "mode": "equal", "per_user": 1 });
+        let (_, done) = distribute(&admin, body).await;
+        let coupon = CouponId {
+            book_id,
+            code_key: code_of(&admin, book_id, users[0]).await,
+        };
+        // Somebody at the till, who has not committed when the undoing comes to the coupon.
+        let mut tx = service.db.begin().await.unwrap();
+        if reason == "locked" {
+            let locked = lock::lock(&mut tx, &coupon, Behalf::Anybody, None, false, origin);
+            locked.await.unwrap();
+        } else {
+            let fields = json!({});
+            let used = redeem::redeem(&mut tx, &coupon, Behalf::Anybody, None, &fields, false, origin);
+            used.await.unwrap();
+        }
+        let path = format!("/v1/distributions/{}/undo", done["id"].as_str().unwrap());
+        let job = admin.post(&path, json!({})).await.expect(202);
+        until(
+            service.db.pool(),
+            "the undoing waits for them",
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')",
+        )
+        .await;
+        db::commit(tx).await.unwrap();
+        let job = admin.job_end(job["id"].as_str().unwrap()).await;
+        assert_eq!(
+            (&job["result"]["undone"], &job["result"]["reasons"]),
+            (&json!(9), &json!({ reason: 1 })),
+            "{job}"
+        );
+        // It saw that by itself: no constraint had to stop it.
+        assert_eq!(job["attempts"], 0, "{job}");
+        assert_eq!(held(&service.db, book_id).await.len(), 1);
+        holds(&service.db, book_id).await;
+    }
     service.stop().await;
 }

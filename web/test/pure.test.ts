@@ -6,6 +6,7 @@ import { emptyDistribution, toWanted } from '@/distributions/form'
 import { odds, samples, space } from '@/generating/advice'
 import { parseFilter, writeFilter } from '@/jobs/filter'
 import { fromCron, offsetAt, toCron } from '@/schedules/cron'
+import { canGoOn, stateOf } from '@/schedules/state'
 import { bytes, clockface, compact, duration, elapsed, grouped, percent, relative } from '@/ui/format'
 
 describe('numbers and times', () => {
@@ -58,6 +59,12 @@ test('an emptied field of a book is cleared by name, and nothing else is', () =>
 test('the filter of jobs is what its text says, and back', () => {
   expect(parseFilter('state:failed kind:import nonsense state:odd')).toEqual({ filter: { state: 'failed', kind: 'import' }, unknown: ['nonsense', 'state:odd'] })
   expect(writeFilter(parseFilter('kind:import state:failed').filter)).toBe('state:failed kind:import')
+})
+
+test('a schedule without a next time is over, and goes on if its times have not all passed', () => {
+  const next_fire_at = '2030-01-01T00:00:00Z'
+  expect([{ paused: false, next_fire_at }, { paused: true, next_fire_at: null }, { paused: false, next_fire_at: null }].map(stateOf)).toEqual(['active', 'paused', 'over'])
+  expect([{ cron: '0 9 * * 1', ends_at: null }, { cron: '0 9 * * 1', ends_at: '2020-01-01T00:00:00Z' }, { cron: null, ends_at: null }].map(canGoOn)).toEqual([true, false, false])
 })
 
 test('cron lines that have words, and those that have none', () => {

@@ -7,7 +7,7 @@ import { odds, samples, space } from '@/generating/advice'
 import { parseFilter, writeFilter } from '@/jobs/filter'
 import { fromCron, offsetAt, toCron } from '@/schedules/cron'
 import { canGoOn, stateOf } from '@/schedules/state'
-import { bytes, clockface, compact, duration, elapsed, grouped, percent, relative } from '@/ui/format'
+import { axisTime, bytes, clockface, compact, duration, elapsed, grouped, percent, relative } from '@/ui/format'
 
 describe('numbers and times', () => {
   test('as people read them', () => {
@@ -25,6 +25,11 @@ describe('numbers and times', () => {
     expect(relative('2030-01-03T12:00:00Z', now)).toBe('in 2 days')
     expect(relative('2029-12-31T06:00:00Z', now)).toBe('1 day ago')
     expect(relative('2030-01-01T12:00:01Z', now)).toBe('now')
+  })
+  test('marks under a chart are days, and hours on the clock of twenty-four', () => {
+    const noon = Date.parse('2026-11-22T12:10:00Z') / 1_000
+    expect(axisTime(noon, 86_400)).toMatch(/^Nov 2[23]$/)
+    expect(axisTime(noon, 3_600)).toMatch(/^\d\d:\d\d$/)
   })
   test('a code in groups is the same code', () => {
     for (const code of ['SPRING-00042', 'ABCDEFGHJKLM', 'ABCDEFGHJ', 'AB', 'A1B2C3D']) expect(grouped(code).join('')).toBe(code)

@@ -138,8 +138,9 @@ export const shifted = (page) => page.evaluate(() => globalThis.shifted)
 /** Whether the page can be scrolled sideways. */
 export const overflow = (page) => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)
 
-/** Waits until nothing is being loaded: no placeholders, no request for a moment. */
+/** Waits until the page is drawn and nothing is being loaded: no placeholders, no request for a moment. */
 export async function settled(page) {
+  await page.locator('h1').first().waitFor().catch(() => {})
   await page.waitForLoadState('networkidle').catch(() => {})
   await page.locator('.skeleton').first().waitFor({ state: 'detached' }).catch(() => {})
 }
@@ -153,7 +154,11 @@ export async function shot(page, name, whole = false) {
   if (!wanted || (wanted === '1' && !KEPT.includes(name))) return
   const place = wanted === '1' ? shots : wanted
   mkdirSync(place, { recursive: true })
-  await page.screenshot({ path: join(place, `${name}.png`), fullPage: whole })
+  const size = page.viewportSize()
+  // A taller window instead of a stitched picture, in whose middle the bar at the foot would cover something.
+  if (whole) await page.setViewportSize({ ...size, height: Math.max(size.height, await page.evaluate(() => document.documentElement.scrollHeight)) })
+  await page.screenshot({ path: join(place, `${name}.png`) })
+  await page.setViewportSize(size)
 }
 
 export const csv = (codes) => ({ name: 'spring-sale.csv', mimeType: 'text/csv', buffer: Buffer.from(['code', ...codes].join('\n')) })

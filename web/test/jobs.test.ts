@@ -1,4 +1,6 @@
 import { afterEach, expect, test, vi } from 'vitest'
+import type { Job } from '@/jobs/job'
+import { endedLately } from '@/jobs/lately'
 import { errorTail } from '@/jobs/latest'
 
 afterEach(() => vi.unstubAllGlobals())
@@ -41,4 +43,10 @@ test('a list that grows faster than it is read is not read for ever', async () =
   await read()
   expect(asked).toHaveLength(10)
   expect((await read()).at(-1)!.line).toBe(1_900)
+})
+
+test('what ended badly more than a day ago needs nobody any more', () => {
+  const ended = (finished_at: string | null) => ({ finished_at }) as Job
+  const jobs = ['2030-01-02T11:00:00Z', '2030-01-01T12:00:01Z', '2030-01-01T11:59:59Z', null].map(ended)
+  expect(endedLately(jobs, Date.parse('2030-01-02T12:00:00Z'))).toEqual(jobs.slice(0, 2))
 })

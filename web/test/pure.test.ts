@@ -6,7 +6,8 @@ import { emptyDistribution, toWanted } from '@/distributions/form'
 import { odds, samples, space } from '@/generating/advice'
 import { parseFilter, writeFilter } from '@/jobs/filter'
 import { fromCron, offsetAt, toCron } from '@/schedules/cron'
-import { bytes, clockface, compact, duration, elapsed, grouped, percent, relative } from '@/ui/format'
+import { canGoOn, stateOf } from '@/schedules/state'
+import { axisTime, bytes, clockface, compact, duration, elapsed, grouped, percent, relative } from '@/ui/format'
 
 describe('numbers and times', () => {
   test('as people read them', () => {
@@ -24,6 +25,11 @@ describe('numbers and times', () => {
     expect(relative('2030-01-03T12:00:00Z', now)).toBe('in 2 days')
     expect(relative('2029-12-31T06:00:00Z', now)).toBe('1 day ago')
     expect(relative('2030-01-01T12:00:01Z', now)).toBe('now')
+  })
+  test('marks under a chart are days, and hours on the clock of twenty-four', () => {
+    const noon = Date.parse('2026-11-22T12:10:00Z') / 1_000
+    expect(axisTime(noon, 86_400)).toMatch(/^Nov 2[23]$/)
+    expect(axisTime(noon, 3_600)).toMatch(/^\d\d:\d\d$/)
   })
   test('a code in groups is the same code', () => {
     for (const code of ['SPRING-00042', 'ABCDEFGHJKLM', 'ABCDEFGHJ', 'AB', 'A1B2C3D']) expect(grouped(code).join('')).toBe(code)
@@ -58,6 +64,12 @@ test('an emptied field of a book is cleared by name, and nothing else is', () =>
 test('the filter of jobs is what its text says, and back', () => {
   expect(parseFilter('state:failed kind:import nonsense state:odd')).toEqual({ filter: { state: 'failed', kind: 'import' }, unknown: ['nonsense', 'state:odd'] })
   expect(writeFilter(parseFilter('kind:import state:failed').filter)).toBe('state:failed kind:import')
+})
+
+test('a schedule without a next time is over, and goes on if its times have not all passed', () => {
+  const next_fire_at = '2030-01-01T00:00:00Z'
+  expect([{ paused: false, next_fire_at }, { paused: true, next_fire_at: null }, { paused: false, next_fire_at: null }].map(stateOf)).toEqual(['active', 'paused', 'over'])
+  expect([{ cron: '0 9 * * 1', ends_at: null }, { cron: '0 9 * * 1', ends_at: '2020-01-01T00:00:00Z' }, { cron: null, ends_at: null }].map(canGoOn)).toEqual([true, false, false])
 })
 
 test('cron lines that have words, and those that have none', () => {

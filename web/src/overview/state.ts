@@ -5,6 +5,7 @@ import { api, body } from '@/api/client'
 import { distributions } from '@/api/distributions'
 import { pools } from '@/api/pools'
 import { every } from '@/api/queries'
+import { useLately } from '@/jobs/lately'
 
 /** The share of its codes under which a book needs more. */
 const LOW = 0.1
@@ -17,9 +18,8 @@ export function useServiceState() {
     enabled: computed(() => books.data.value !== undefined),
     refetchInterval: every(15_000),
   })
-  const counts = useQuery({ queryKey: ['job-counts'], queryFn: () => body(api.GET('/v1/jobs/counts')), refetchInterval: every(5_000) })
-  const failed = useQuery({ queryKey: ['job-list', 'failed'], queryFn: () => body(api.GET('/v1/jobs', { params: { query: { state: 'failed', limit: 5 } } })), refetchInterval: every(10_000) })
-  const partial = useQuery({ queryKey: ['job-list', 'partial'], queryFn: () => body(api.GET('/v1/jobs', { params: { query: { state: 'partially_succeeded', limit: 3 } } })), refetchInterval: every(10_000) })
+  const failed = useLately('failed')
+  const partial = useLately('partially_succeeded')
   const allPools = useQuery({ queryKey: ['pools', 'pick'], queryFn: () => pools.list(), retry: false })
   const given = useQuery({ queryKey: ['distributions', 'first'], queryFn: () => distributions.list({}), retry: false })
 
@@ -27,7 +27,7 @@ export function useServiceState() {
   /** Of the active books; unknown where there are more than were asked for. */
   const free = computed(() => (books.data.value?.next_cursor ? undefined : sum('unassigned')))
   const low = computed(() => (eachBook.data.value ?? []).filter(({ stats }) => stats.total > 0 && stats.unassigned < stats.total * LOW))
-  const jobs = computed(() => [...(failed.data.value?.data ?? []), ...(partial.data.value?.data ?? [])])
+  const jobs = computed(() => [...failed.jobs.value.slice(0, 5), ...partial.jobs.value.slice(0, 3)])
 
   const first = computed(() => books.data.value?.data[0])
   const steps = computed(() => [
@@ -40,13 +40,13 @@ export function useServiceState() {
   const isChecked = computed(() => eachBook.data.value !== undefined && allPools.data.value !== undefined && given.data.value !== undefined)
 
   /** Nothing is known to be fine before everything was read. */
-  const watched = [eachBook, failed, partial]
+  const watched = [eachBook, failed.query, partial.query]
   const isKnown = computed(() => watched.every((query) => query.data.value !== undefined))
   const unread = computed(() => [books, ...watched].find((query) => query.error.value !== null && query.data.value === undefined))
   /** Everything was answered somehow, so that nothing that is drawn moves afterwards. */
-  const isSettled = computed(() => ![books, failed, partial, allPools, given].some((query) => query.isPending.value) && (books.data.value === undefined || !eachBook.isPending.value))
+  const isSettled = computed(() => ![books, failed.query, partial.query, allPools, given].some((query) => query.isPending.value) && (books.data.value === undefined || !eachBook.isPending.value))
   function again() {
     for (const query of [books, ...watched]) if (query.error.value) void query.refetch()
   }
-  return { counts, free, low, jobs, steps, isChecked, isKnown, isSettled, unread, again }
+  return { failed, free, low, jobs, steps, isChecked, isKnown, isSettled, unread, again }
 }

@@ -45,6 +45,13 @@ export function moment(at: string, zone?: string): string {
   }).format(new Date(at))
 }
 
+/** A mark under a chart, seconds after 1970 and so many from the next: days, and between them hours. */
+export function axisTime(seconds: number, step: number): string {
+  const at = new Date(seconds * 1_000)
+  const isDay = step >= 86_400 || (at.getHours() === 0 && at.getMinutes() === 0)
+  return new Intl.DateTimeFormat(language, isDay ? { month: 'short', day: 'numeric' } : { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).format(at)
+}
+
 /** The time of day of the reader. */
 export const timeOfDay = (at: string | number): string => new Intl.DateTimeFormat(language, { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' }).format(new Date(at))
 

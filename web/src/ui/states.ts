@@ -36,6 +36,7 @@ export const looks = {
   other: {
     active: { icon: 'check', colour: 'green' },
     paused: { icon: 'pause', colour: 'amber' },
+    over: { icon: 'dash', colour: 'slate' },
     disabled: { icon: 'dash', colour: 'slate' },
     revoked: { icon: 'dash', colour: 'slate' },
     expired: { icon: 'clock', colour: 'slate' },

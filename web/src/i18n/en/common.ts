@@ -24,7 +24,7 @@ export default {
     job: { queued: 'queued', running: 'running', succeeded: 'succeeded', partially_succeeded: 'partly succeeded', failed: 'failed', cancelling: 'cancelling', cancelled: 'cancelled' },
     book: { draft: 'draft', active: 'active', paused: 'paused', archived: 'archived' },
     distribution: { planned: 'planned', running: 'running', completed: 'completed', completed_with_shortfall: 'completed, some short', failed: 'failed', cancelled: 'cancelled', undoing: 'undoing', undone: 'undone', partially_undone: 'partly undone' },
-    other: { active: 'active', paused: 'paused', disabled: 'disabled', revoked: 'revoked', expired: 'expired', admin: 'admin', user: 'user', sealed: 'sealed', unsealed: 'not yet sealed' },
+    other: { active: 'active', paused: 'paused', over: 'over', disabled: 'disabled', revoked: 'revoked', expired: 'expired', admin: 'admin', user: 'user', sealed: 'sealed', unsealed: 'not yet sealed' },
   },
   problem: {
     failed: 'That did not work', request: 'Request', again: 'Try again in a moment.', wait: 'Try again in {seconds} s. | Try again in {seconds} s.',

@@ -103,28 +103,22 @@ impl Rows {
         std::mem::take(&mut self.bytes)
     }
 
-    /// The whole with its rows in the order in which they are named here, by where each lies between what [`Rows::len`] told
-    /// before and after it; in pieces of about `piece` bytes.
-    pub(crate) fn finish_ordered(
-        self,
-        rows: impl Iterator<Item = Range<usize>>,
-        piece: usize,
-    ) -> impl Iterator<Item = Vec<u8>> {
-        let mut rows = rows.fuse();
-        let mut next = Some(HEADER.to_vec());
-        std::iter::from_fn(move || {
-            let mut bytes = next.take()?;
-            bytes.reserve(piece + piece / 8);
-            while bytes.len() < piece {
-                let Some(row) = rows.next() else {
-                    bytes.extend_from_slice(&END);
-                    return Some(bytes);
-                };
-                bytes.extend_from_slice(&self.bytes[row]);
+    /// The rows alone, in the order in which they are named here, by where each lies between what [`Rows::len`] told before
+    /// and after it; in pieces of about `piece` bytes.
+    pub(crate) fn ordered(self, rows: impl Iterator<Item = Range<usize>>, piece: usize) -> Vec<Vec<u8>> {
+        let mut pieces = Vec::new();
+        let mut bytes = Vec::new();
+        for row in rows {
+            if bytes.is_empty() {
+                bytes.reserve(piece + piece / 8);
             }
-            next = Some(Vec::new());
-            Some(bytes)
-        })
+            bytes.extend_from_slice(&self.bytes[row]);
+            if bytes.len() >= piece {
+                pieces.push(std::mem::take(&mut bytes));
+            }
+        }
+        pieces.push(bytes);
+        pieces
     }
 
     /// The end, with what is left.

@@ -11,22 +11,13 @@ use sqlx::{PgConnection, postgres::PgCopyIn};
 use uuid::Uuid;
 
 use super::draw::DrawState;
-use crate::{binary_copy::Rows, error::Result};
+use crate::{
+    binary_copy::Rows,
+    error::{Result, StoreError},
+};
 
 /// Bytes sent to the database at once: it stores them while the next ones are prepared.
 const SEND: usize = 128 << 10;
-
-/// In which order the rows of a chunk are written; when they arrive, in the order of their keys, is not touched by it.
-///
-/// There are two large indexes, and what is written along one lies anywhere in the other. Neighbours that are written one
-/// after another find their page at hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// As their keys: best when these lie all over the book.
-    Keys,
-    /// As they lie in the draw: best when the keys of a chunk are neighbours anyway.
-    Draw,
-}
 
 /// Who adds codes, to what.
 #[derive(Clone)]
@@ -51,56 +42,31 @@ pub(crate) struct New<'a> {
     pub(crate) holder: Option<Uuid>,
 }
 
-/// A chunk of coupons on its way into the table.
-pub(crate) struct Chunk<'a> {
-    copy: PgCopyIn<&'a mut PgConnection>,
-    rows: Rows,
-    /// Where each row lies, by its place in the draw, if they are to be written in that order.
-    laid: Option<Vec<(i64, Range<usize>)>>,
-    draw: &'a mut DrawState,
-    book_id: Uuid,
-    created_at: DateTime<Utc>,
-    valid_until: Option<DateTime<Utc>>,
+/// The columns that rows are written in.
+const COPY: &str =
+    "COPY coupons (book_id, draw_key, created_at, updated_at, expires_at, redemptions_allowed, state, code_key, code,
+         metadata, assigned_user_id, assigned_at, valid_until) FROM STDIN (FORMAT binary)";
+
+/// How many they are.
+const FIELDS: i16 = 13;
+
+/// What all coupons of a chunk share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Common {
+    pub(crate) book_id: Uuid,
+    pub(crate) created_at: DateTime<Utc>,
+    /// Of coupons with a holder.
+    pub(crate) valid_until: Option<DateTime<Utc>>,
 }
 
-impl<'a> Chunk<'a> {
-    /// Begins one. `valid_until` is for coupons with a holder.
-    pub(crate) async fn begin(
-        connection: &'a mut PgConnection,
-        draw: &'a mut DrawState,
-        book_id: Uuid,
-        created_at: DateTime<Utc>,
-        valid_until: Option<DateTime<Utc>>,
-        order: Order,
-    ) -> Result<Self> {
-        let copy = connection
-            .copy_in_raw(
-                "COPY coupons (book_id, draw_key, created_at, updated_at, expires_at, redemptions_allowed, state, code_key,
-                     code, metadata, assigned_user_id, assigned_at, valid_until) FROM STDIN (FORMAT binary)",
-            )
-            .await?;
-        Ok(Self {
-            copy,
-            rows: Rows::new(13),
-            laid: (order == Order::Draw).then(Vec::new),
-            draw,
-            book_id,
-            created_at,
-            valid_until,
-        })
-    }
-
-    /// Adds a coupon; they come in the order of their keys.
-    pub(crate) async fn add(&mut self, new: &New<'_>) -> Result<()> {
+impl Common {
+    fn write(&self, rows: &mut Rows, draw_key: i64, new: &New<'_>) {
         let state = if new.holder.is_some() {
             "assigned"
         } else {
             "unassigned"
         };
-        let begin = self.rows.len();
-        let draw_key = self.draw.lay(new.key);
-        self.rows
-            .row()
+        rows.row()
             .uuid(Some(self.book_id))
             .i64(draw_key)
             .time(Some(self.created_at))
@@ -114,9 +80,37 @@ impl<'a> Chunk<'a> {
             .uuid(new.holder)
             .time(new.holder.map(|_| self.created_at))
             .time(new.holder.and(self.valid_until));
-        if let Some(laid) = &mut self.laid {
-            laid.push((draw_key, begin..self.rows.len()));
-        } else if self.rows.len() >= SEND {
+    }
+}
+
+/// A chunk of coupons on its way into the table, written in the order of their keys: best when these lie all over the book.
+pub(crate) struct Chunk<'a> {
+    copy: PgCopyIn<&'a mut PgConnection>,
+    rows: Rows,
+    draw: &'a mut DrawState,
+    common: Common,
+}
+
+impl<'a> Chunk<'a> {
+    /// Begins one.
+    pub(crate) async fn begin(
+        connection: &'a mut PgConnection,
+        draw: &'a mut DrawState,
+        common: Common,
+    ) -> Result<Self> {
+        Ok(Self {
+            copy: connection.copy_in_raw(COPY).await?,
+            rows: Rows::new(FIELDS),
+            draw,
+            common,
+        })
+    }
+
+    /// Adds a coupon; they come in the order of their keys.
+    pub(crate) async fn add(&mut self, new: &New<'_>) -> Result<()> {
+        let draw_key = self.draw.lay(new.key);
+        self.common.write(&mut self.rows, draw_key, new);
+        if self.rows.len() >= SEND {
             self.copy.send(self.rows.take()).await?;
         }
         Ok(())
@@ -124,19 +118,82 @@ impl<'a> Chunk<'a> {
 
     /// Sends the rest; here a code that the book has already is a broken primary key.
     pub(crate) async fn finish(mut self) -> Result<()> {
-        match self.laid {
-            None => self.copy.send(self.rows.finish()).await.map(drop)?,
-            Some(mut laid) => {
-                laid.sort_unstable_by_key(|(draw_key, _)| *draw_key);
-                let rows = laid.into_iter().map(|(_, row)| row);
-                for piece in self.rows.finish_ordered(rows, SEND) {
-                    self.copy.send(piece).await?;
-                }
-            }
-        }
+        self.copy.send(self.rows.finish()).await?;
         self.copy.finish().await?;
         Ok(())
     }
+}
+
+/// A part of a chunk whose rows are written as they lie in the draw: best when the keys of a chunk are neighbours anyway.
+///
+/// There are two large indexes, and what is written along one lies anywhere in the other. Neighbours that are written one
+/// after another find their page at hand.
+pub(crate) struct Run {
+    draw: DrawState,
+    rows: Rows,
+    /// Where each row lies, by its place in the draw.
+    laid: Vec<(i64, Range<usize>)>,
+    common: Common,
+}
+
+impl Run {
+    /// Adds a coupon; they come in the order of their keys, also from run to run.
+    pub(crate) fn add(&mut self, new: &New<'_>) {
+        let (begin, draw_key) = (self.rows.len(), self.draw.lay(new.key));
+        self.common.write(&mut self.rows, draw_key, new);
+        self.laid.push((draw_key, begin..self.rows.len()));
+    }
+
+    fn pieces(mut self) -> (DrawState, Vec<Vec<u8>>) {
+        self.laid.sort_unstable_by_key(|(draw_key, _)| *draw_key);
+        let rows = self.laid.into_iter().map(|(_, row)| row);
+        (self.draw, self.rows.ordered(rows, SEND))
+    }
+}
+
+/// Copies in what each of `runs` adds; while the database stores one, the next is made.
+///
+/// # Errors
+/// When the database fails; a code that the book has already is a broken primary key.
+pub(crate) async fn copy_runs<F>(
+    connection: &mut PgConnection,
+    draw: &mut DrawState,
+    common: Common,
+    runs: impl Iterator<Item = F>,
+) -> Result<()>
+where
+    F: FnOnce(&mut Run) + Send + 'static,
+{
+    let make = |draw: DrawState, fill: F| {
+        tokio::task::spawn_blocking(move || {
+            let mut run = Run {
+                draw,
+                rows: Rows::new(FIELDS),
+                laid: Vec::new(),
+                common,
+            };
+            fill(&mut run);
+            run.pieces()
+        })
+    };
+    let mut runs = runs.fuse();
+    let mut making = runs.next().map(|fill| make(draw.clone(), fill));
+    let mut frame = Rows::new(FIELDS);
+    let mut copy = connection.copy_in_raw(COPY).await?;
+    copy.send(frame.take()).await?;
+    while let Some(made) = making.take() {
+        let (state, pieces) = made
+            .await
+            .map_err(|_| StoreError::from(sqlx::Error::WorkerCrashed))?;
+        *draw = state;
+        making = runs.next().map(|fill| make(draw.clone(), fill));
+        for piece in pieces {
+            copy.send(piece).await?;
+        }
+    }
+    copy.send(frame.finish()).await?;
+    copy.finish().await?;
+    Ok(())
 }
 
 /// Writes the draw back and the event of a chunk, which brought the arrivals from `first_arrival` to where they are.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     coupon::{
-        add::{self, Order, Origin},
+        add::{self, Origin},
         draw::DrawState,
         slot,
     },
@@ -30,8 +30,12 @@ use crate::{
     },
 };
 
-/// Codes of a step: about a fifth of a second in which the book's draw is held.
-pub const STEP_CODES: usize = 40_000;
+/// Codes of a step: less than a second in which the book's draw is held, on a machine that writes 100,000 a second.
+pub const STEP_CODES: usize = 80_000;
+
+/// Codes that are made while the database stores those before: long enough to find neighbours in the draw, short enough that
+/// little of a step is not done side by side.
+const RUN_CODES: usize = 20_000;
 
 /// The most bytes of metadata of a step.
 const STEP_BYTES: usize = 8 << 20;
@@ -309,29 +313,34 @@ impl Generation {
             return Ok(0);
         }
         let first_arrival = draw.arrivals();
-        let mut speller = pattern.speller();
-        let mut chunk = add::Chunk::begin(
-            connection,
-            draw,
-            self.origin.book_id,
-            book.created_at,
-            None,
-            Order::Draw,
-        )
-        .await?;
-        for number in numbers {
-            let (key, shown) = speller.spell(*number);
-            let new = add::New {
-                key,
-                shown,
-                allowed: book.redemptions_per_coupon,
-                expires_at: self.expires_at,
-                metadata: self.metadata.as_deref(),
-                holder: None,
-            };
-            chunk.add(&new).await?;
-        }
-        chunk.finish().await?;
+        let common = add::Common {
+            book_id: self.origin.book_id,
+            created_at: book.created_at,
+            valid_until: None,
+        };
+        let (pattern, metadata) = (
+            Arc::new(pattern.clone()),
+            self.metadata.clone().map(Arc::<str>::from),
+        );
+        let (allowed, expires_at) = (book.redemptions_per_coupon, self.expires_at);
+        let runs = numbers.chunks(RUN_CODES).map(|numbers| {
+            let (numbers, pattern, metadata) = (numbers.to_vec(), Arc::clone(&pattern), metadata.clone());
+            move |run: &mut add::Run| {
+                let mut speller = pattern.speller();
+                for number in numbers {
+                    let (key, shown) = speller.spell(number);
+                    run.add(&add::New {
+                        key,
+                        shown,
+                        allowed,
+                        expires_at,
+                        metadata: metadata.as_deref(),
+                        holder: None,
+                    });
+                }
+            }
+        });
+        add::copy_runs(connection, draw, common, runs).await?;
         add::record(connection, &self.origin, draw, first_arrival, book.created_at).await?;
         Ok(draw.arrivals() - first_arrival)
     }

@@ -11,7 +11,7 @@ use super::plan::{Made, Plan};
 use crate::{
     binary_copy::Rows,
     coupon::{
-        add::{self, Order, Origin},
+        add::{self, Origin},
         draw::DrawState,
     },
     error::Result,
@@ -39,15 +39,12 @@ pub(super) async fn coupons(
     .fetch_one(&mut *connection)
     .await?;
     let first_arrival = draw.arrivals();
-    let mut chunk = add::Chunk::begin(
-        connection,
-        draw,
-        origin.book_id,
+    let common = add::Common {
+        book_id: origin.book_id,
         created_at,
         valid_until,
-        Order::Keys,
-    )
-    .await?;
+    };
+    let mut chunk = add::Chunk::begin(connection, draw, common).await?;
     for Made { row, holder } in &plan.made {
         let new = add::New {
             key: &row.key,

@@ -32,13 +32,14 @@ async fn one_step(service: &Service, crash: bool) {
 async fn a_step_that_is_rolled_back_and_a_job_that_is_tried_again_make_the_same_codes() {
     let mut service = Service::without_workers().await;
     let admin = service.admin().await;
-    let body = json!({ "count": 45_000, "pattern": "R-********" });
+    let count = step::STEP_CODES + 5_000;
+    let body = json!({ "count": count, "pattern": "R-********" });
     let first = admin.book(json!({})).await;
     admin.post(&generate_path(first), body.clone()).await.expect(202);
     for crash in [true, false, true, true, false] {
         one_step(&service, crash).await;
     }
-    assert_eq!(codes(&service, first).await.len(), 45_000);
+    assert_eq!(codes(&service, first).await.len(), count);
     let second = twin(&service, &admin, first).await;
     let job = admin.post(&generate_path(second), body).await.expect(202);
     one_step(&service, false).await;
@@ -56,7 +57,7 @@ async fn a_step_that_is_rolled_back_and_a_job_that_is_tried_again_make_the_same_
         .expect(202);
     service.start_workers();
     let job = admin.job_end(id(&job)).await;
-    assert_eq!(job["result"]["generated"], 45_000, "{job}");
+    assert_eq!(job["result"]["generated"], count, "{job}");
     assert_eq!(rows(&service, second).await, rows(&service, first).await);
     service.stop().await;
 }
@@ -94,10 +95,11 @@ async fn a_cancelled_job_keeps_what_it_made_and_frees_the_rest() {
     let job = admin.job_end(id(&running)).await;
     assert_eq!(
         (&job["state"], &job["result"]),
-        (&json!("cancelled"), &json!({ "generated": 40_000 })),
+        (&json!("cancelled"), &json!({ "generated": step::STEP_CODES })),
         "{job}"
     );
-    let rest = generate(&admin, book_id, json!({ "count": 60_000, "pattern": "c######" })).await;
+    let body = json!({ "count": 100_000 - step::STEP_CODES, "pattern": "c######" });
+    let rest = generate(&admin, book_id, body).await;
     assert_eq!(
         (&rest["state"], &rest["counts"]["skipped"]),
         (&json!("succeeded"), &json!(0)),

@@ -15,7 +15,11 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::stand::Stand;
+use crate::{
+    Effort,
+    report::{Line, Report, median},
+    stand::Stand,
+};
 
 /// Spells 30¹² codes.
 pub(crate) const PATTERN: Given<'static> = Given {
@@ -74,6 +78,59 @@ pub(crate) async fn succeeded(stand: &Stand, job: &Value) -> anyhow::Result<()> 
     }
 }
 
+/// A figure of codes that come into a book.
+pub(crate) struct Figure {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    /// The share of TARGET that is to be reached.
+    pub(crate) must: (&'static str, f64),
+}
+
+/// Brings in 1 and 10 million codes with `bring`, which gives their book and the seconds that it took, against TARGET for
+/// the same rows. The many take one turn.
+///
+/// # Errors
+/// When the service or the database fails.
+pub(crate) async fn against_copy(
+    stand: &Stand,
+    effort: Effort,
+    report: &mut Report,
+    figure: &Figure,
+    bring: impl AsyncFn(&Stand, u32) -> anyhow::Result<(Uuid, f64)>,
+) -> anyhow::Result<()> {
+    let sizes = if effort.quick {
+        [(100_000, effort.rounds), (1_000_000, 1)]
+    } else {
+        [(1_000_000, effort.rounds), (10_000_000, 1)]
+    };
+    for (count, rounds) in sizes {
+        let (mut brought, mut copied) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            stand.settle().await?;
+            let (book_id, seconds) = bring(stand, count).await?;
+            brought.push(f64::from(count) / seconds);
+            copied.push(f64::from(count) / copy(stand, book_id).await?);
+            stand.forget_coupons().await?;
+        }
+        let (rate, limit) = (median(brought), median(copied));
+        let turns = if rounds == 1 {
+            "one round".to_owned()
+        } else {
+            format!("median of {rounds} rounds")
+        };
+        report.add(Line {
+            figure: figure.name,
+            what: format!("{}, {count} codes, {turns}", figure.what),
+            measured: format!("{rate:.0} codes/s"),
+            limit: format!("{limit:.0} rows/s, COPY of the same rows unsorted"),
+            result: format!("{:.2} ×", rate / limit),
+            must: figure.must.0,
+            met: rate / limit >= figure.must.1,
+        });
+    }
+    Ok(())
+}
+
 /// TARGET: the seconds that COPY takes for a book's rows as another book's, unsorted, in the binary format, into the same
 /// table with all its indexes.
 ///
@@ -82,7 +139,7 @@ pub(crate) async fn succeeded(stand: &Stand, job: &Value) -> anyhow::Result<()> 
 ///
 /// # Errors
 /// When the database fails.
-pub(crate) async fn copy(stand: &Stand, from: Uuid) -> anyhow::Result<f64> {
+async fn copy(stand: &Stand, from: Uuid) -> anyhow::Result<f64> {
     const COLUMNS: &str = "draw_key, created_at, updated_at, redemptions_allowed, state, code_key, code";
     let to = stand.book(json!({})).await?;
     let mut connection = stand.pool.acquire().await?;

@@ -143,7 +143,7 @@ async fn a_tick_whose_taker_rolled_back_is_free_again() {
 async fn many_lapsed_locks_are_swept_in_batches_until_none_is_left() {
     let mut service = Service::without_workers().await;
     take_all_ticks(&service.db).await;
-    let book_id = seed_lapsed(&service.db, 2_500).await;
+    let book_id = seed_lapsed(&service.db, 1_250).await;
     let mut tx = service.db.begin().await.unwrap();
     enqueue::upkeep(&mut tx, &Payload::SweepLocks).await.unwrap();
     db::commit(tx).await.unwrap();
@@ -170,7 +170,7 @@ async fn many_lapsed_locks_are_swept_in_batches_until_none_is_left() {
     .fetch_one(service.db.pool())
     .await
     .unwrap();
-    assert_eq!((left, events, codes, batches), (0, 2_500, 2_500, 3));
+    assert_eq!((left, events, codes, batches), (0, 1_250, 1_250, 3));
     assert_eq!(longest, SWEEP_BATCH);
     service.stop().await;
 }

@@ -15,28 +15,14 @@ use crate::{
 /// Codes of the measurement without a database.
 const ALONE: u32 = 4_000_000;
 
-/// P3: a job of so many codes, POST to finished, against COPY of the same rows, unsorted, into the same table; then the
-/// codes alone, on one core.
+/// P3: a job that makes codes, POST to finished; then the codes alone, on one core.
 pub(crate) async fn measure(stand: &Stand, effort: Effort, report: &mut Report) -> anyhow::Result<()> {
-    let count: u32 = if effort.quick { 200_000 } else { 1_000_000 };
-    let (mut made, mut copied) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds {
-        stand.settle().await?;
-        let (book_id, seconds) = generate(stand, count).await?;
-        made.push(f64::from(count) / seconds);
-        copied.push(f64::from(count) / bulk::copy(stand, book_id).await?);
-        stand.forget_coupons().await?;
-    }
-    let (rate, limit) = (median(made), median(copied));
-    report.add(Line {
-        figure: "P3",
-        what: format!("a job that makes {count} codes, POST to finished"),
-        measured: format!("{rate:.0} codes/s"),
-        limit: format!("{limit:.0} rows/s, COPY of the same rows unsorted"),
-        result: format!("{:.2} ×", rate / limit),
-        must: "≥ 1.3 ×",
-        met: rate / limit >= 1.3,
-    });
+    let figure = bulk::Figure {
+        name: "P3",
+        what: "a job that makes codes, POST to finished",
+        must: ("≥ 1.3 ×", 1.3),
+    };
+    bulk::against_copy(stand, effort, report, &figure, generate).await?;
     let alone = median(
         (0..effort.rounds.max(3))
             .map(|_| alone())

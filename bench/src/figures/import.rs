@@ -7,50 +7,19 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::{
-    Effort, bulk,
-    load::Connection,
-    report::{Line, Report, median},
-    stand::Stand,
-};
+use crate::{Effort, bulk, load::Connection, report::Report, stand::Stand};
 
 /// Text sent at once.
 const PIECE: usize = 64 << 10;
 
-/// P2: a file of 1 and 10 million codes, from the first byte of the request to the end of the job, against COPY of the
-/// same rows, unsorted, into the same table. The large file takes one turn.
+/// P2: a file of codes, from the first byte of the request to the end of the job.
 pub(crate) async fn measure(stand: &Stand, effort: Effort, report: &mut Report) -> anyhow::Result<()> {
-    let sizes = if effort.quick {
-        [(100_000, effort.rounds), (1_000_000, 1)]
-    } else {
-        [(1_000_000, effort.rounds), (10_000_000, 1)]
+    let figure = bulk::Figure {
+        name: "P2",
+        what: "import as CSV, HTTP upload to finished job",
+        must: ("≥ 1.0 ×", 1.0),
     };
-    for (count, rounds) in sizes {
-        let (mut imported, mut copied) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            stand.settle().await?;
-            let (book_id, seconds) = import(stand, count).await?;
-            imported.push(f64::from(count) / seconds);
-            copied.push(f64::from(count) / bulk::copy(stand, book_id).await?);
-            stand.forget_coupons().await?;
-        }
-        let (rate, limit) = (median(imported), median(copied));
-        let turns = if rounds == 1 {
-            "one round".to_owned()
-        } else {
-            format!("median of {rounds} rounds")
-        };
-        report.add(Line {
-            figure: "P2",
-            what: format!("import of {count} codes as CSV, HTTP upload to finished job, {turns}"),
-            measured: format!("{rate:.0} codes/s"),
-            limit: format!("{limit:.0} rows/s, COPY of the same rows unsorted"),
-            result: format!("{:.2} ×", rate / limit),
-            must: "≥ 1.0 ×",
-            met: rate / limit >= 1.0,
-        });
-    }
-    Ok(())
+    bulk::against_copy(stand, effort, report, &figure, import).await
 }
 
 /// Seconds from the first byte of the file to the end of its job, by the clock of whoever sends it.

@@ -5,7 +5,7 @@ import { emptyForm, fromBook, fromLocal, toBody, toChange, toLocal } from '@/boo
 import { emptyDistribution, toWanted } from '@/distributions/form'
 import { odds, samples, space } from '@/generating/advice'
 import { parseFilter, writeFilter } from '@/jobs/filter'
-import { fromCron, offsetAt, toCron } from '@/schedules/cron'
+import { clockAt, fromCron, offsetAt, toCron } from '@/schedules/cron'
 import { canGoOn, stateOf } from '@/schedules/state'
 import { axisTime, bytes, clockface, compact, duration, elapsed, grouped, percent, relative } from '@/ui/format'
 
@@ -44,6 +44,16 @@ describe('a wall clock in a zone', () => {
     expect(toLocal(at, zone)).toBe(local)
   })
   test('the offset shows where clocks change', () => expect([offsetAt('2026-03-28T12:00:00Z', 'Europe/Paris'), offsetAt('2026-03-30T12:00:00Z', 'Europe/Paris')]).toEqual([60, 120]))
+  test.each([
+    ['2027-03-28T01:00:00Z', 'Europe/Berlin', { of: 'gap', from: '02:00', to: '03:00' }], // for 02:30, which is not there
+    ['2027-03-28T01:30:00Z', 'Europe/Berlin', null],
+    ['2027-10-31T00:30:00Z', 'Europe/Berlin', { of: 'twice', time: '02:30' }],
+    ['2027-10-31T01:30:00Z', 'Europe/Berlin', null], // the second
+    ['2027-10-30T23:30:00Z', 'Europe/Berlin', null],
+    ['2027-10-02T15:30:00Z', 'Australia/Lord_Howe', { of: 'gap', from: '02:00', to: '02:30' }], // half an hour
+    ['2027-04-03T14:45:00Z', 'Australia/Lord_Howe', { of: 'twice', time: '01:45' }],
+    ['2027-03-28T01:00:00Z', 'UTC', null],
+  ])('%s in %s: what the clock does', (at, zone, said) => expect(clockAt(at, zone)).toEqual(said))
 })
 
 test('an event tells by name whom it is about', () => {

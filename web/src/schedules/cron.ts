@@ -38,3 +38,19 @@ export function offsetAt(at: string, zone: string): number {
   const local = Date.UTC(parts.year!, parts.month! - 1, parts.day!, parts.hour!, parts.minute!)
   return Math.round((local - Date.parse(at)) / 60_000)
 }
+
+const MINUTE_MS = 60_000
+const moved = (at: string, minutes: number) => new Date(Date.parse(at) + minutes * MINUTE_MS).toISOString()
+/** The clock on the wall at a moment, by a clock that is so many minutes ahead of UTC. */
+const wall = (at: string, offset: number) => moved(at, offset).slice(11, 16)
+/** Longer than any clock is put by, shorter than from one change to the next. */
+const SOON = 180
+
+/** What the clock of a zone does to a fire: made up for behind hours that are left out, or the first of two that read the same. */
+export function clockAt(at: string, zone: string): { of: 'gap'; from: string; to: string } | { of: 'twice'; time: string } | null {
+  const now = offsetAt(at, zone)
+  const before = offsetAt(moved(at, -1), zone)
+  if (now > before) return { of: 'gap', from: wall(at, before), to: wall(at, now) }
+  const back = now - offsetAt(moved(at, SOON), zone)
+  return back > 0 && now - offsetAt(moved(at, back), zone) === back ? { of: 'twice', time: wall(at, now) } : null
+}

@@ -60,7 +60,7 @@ async function prepareFull() {
 }
 
 /** Addresses by the state of the service; `still` is what asks the service for nothing before somebody types. */
-const everyList = { books: '/books', pools: '/pools', distributions: '/distributions', schedules: '/schedules', jobs: '/jobs', audit: '/audit', users: '/settings/users', 'api-keys': '/settings/api-keys' }
+const everyList = { books: '/books', pools: '/pools', distributions: '/distributions', schedules: '/schedules', jobs: '/jobs', audit: '/audit', users: '/settings/users', 'api-keys': '/settings/api-keys', webhooks: '/settings/webhooks' }
 const things = ({ book, pool, code, distribution, schedule, bad, holder }) => ({
   overview: '/', ...everyList, book: `/books/${book.id}`, 'edit-book': `/books/${book.id}/edit`, import: `/books/${book.id}/import`, generate: `/books/${book.id}/generate`, coupon: `/books/${book.id}/coupons/${encodeURIComponent(code)}`,
   pool: `/pools/${pool.id}`, distribute: `/distributions/new?book=${book.id}&pool=${pool.id}`, distribution: `/distributions/${distribution.id}`, schedule: `/schedules/${schedule.id}`, job: `/jobs/${bad.id}`, as: `/as/${holder.id}`,
@@ -101,7 +101,7 @@ through('empty', () => fresh, () => ({ overview: '/', ...everyList, distribute: 
   await look()
   assert.equal(await page.getByRole('alert').count(), 0, 'nothing is wrong with an empty service')
   // A list says what it would hold and offers the next thing to do.
-  if (Object.values(everyList).includes(address) && !/users|jobs|audit/.test(address)) {
+  if (Object.values(everyList).includes(address) && !/users|jobs|audit|webhooks/.test(address)) {
     await page.locator('.empty').getByRole('button').or(page.locator('.empty').getByRole('link')).first().waitFor()
   }
 })
@@ -179,7 +179,7 @@ test('a service that cannot be reached says so, and comes back by a press', asyn
 describe('who is not signed in', () => {
   for (const [name, options] of LOOKS) {
     test(name, async () => {
-      const { page, check } = await open(chrome, full, { ...options, allow: [/status of 500|401|422/] })
+      const { page, check } = await open(chrome, full, { ...options, allow: [/status of 500|401|403|422/] })
       await page.goto('/sign-in')
       await page.getByLabel('E-mail').waitFor()
       await shot(page, `sign-in-empty-${name}`, true)
@@ -190,7 +190,8 @@ describe('who is not signed in', () => {
       await shot(page, `sign-in-error-${name}`, true)
       assert.equal(await overflow(page), 0)
       // As a service would look that nobody has set up; a real one is in the test of the first start.
-      await page.route('**/v1/setup', (route) => (route.request().method() === 'GET' ? route.fulfill({ json: { needed: true } }) : route.fulfill({ status: 500, json: { code: 'internal', status: 500, title: 'x', request_id: 'one' } })))
+      let refusal
+      await page.route('**/v1/setup', (route) => (route.request().method() === 'GET' ? route.fulfill({ json: { needed: true } }) : route.fulfill(refusal ?? { status: 500, json: { code: 'internal', status: 500, title: 'x', request_id: 'one' } })))
       await page.goto('/setup#token=cbs_0123456789')
       await page.getByLabel('Name').fill(ONE_LONG_WORD)
       await page.getByLabel('E-mail').fill(LONG_USER.email)
@@ -199,6 +200,11 @@ describe('who is not signed in', () => {
       await page.getByRole('button', { name: 'Make the account' }).click()
       await page.getByText('The service made a mistake').waitFor()
       await shot(page, `setup-error-${name}`, true)
+      refusal = { status: 403, json: { code: 'forbidden', status: 403, title: 'x', detail: 'This is not the set-up token.', request_id: 'two' } }
+      await page.getByRole('button', { name: 'Make the account' }).click()
+      await page.getByText('This is not the set-up token.').waitFor()
+      assert.equal(await page.getByRole('alert').count(), 0, 'it is said at the token')
+      await shot(page, `setup-refused-${name}`, true)
       assert.equal(await overflow(page), 0)
       check()
     })

@@ -116,7 +116,7 @@ describe('the classic demo', () => {
     for (let n = 0; n < 30 && !(await use.evaluate((button) => button === document.activeElement)); n++) await page.keyboard.press('Tab')
     await page.keyboard.press('Enter')
     const spend = page.getByRole('button', { name: 'Hold to redeem' })
-    await page.getByRole('timer').waitFor()
+    await page.getByRole('timer').filter({ hasText: /\d/ }).waitFor() // it is locked, and the clock runs
     await shot(page, 'use-dark-360')
     for (let n = 0; n < 10 && !(await spend.evaluate((button) => button === document.activeElement)); n++) await page.keyboard.press('Tab')
     await page.keyboard.press('Enter')

@@ -215,13 +215,21 @@ impl<R> Chunk<R> {
             .collect()
     }
 
+    /// Lets go of what the records say; where they end stays known.
+    pub(crate) fn forget_records(&mut self) {
+        *self = Self {
+            end: self.end.take(),
+            ..Self::new(self.place, self.most)
+        };
+    }
+
     /// The faults as error lines; `column` says which column is at fault.
     pub(crate) fn error_lines(
         &self,
         layout: &Layout,
         column: impl Fn(&Fault) -> Option<usize>,
-    ) -> Vec<ErrorLine> {
-        let line = |(record, fault): &(usize, Fault)| {
+    ) -> impl Iterator<Item = ErrorLine> {
+        let line = move |(record, fault): &(usize, Fault)| {
             let original = self.original(*record);
             let column = column(fault);
             let value = column.and_then(|column| original.get(column));
@@ -237,6 +245,6 @@ impl<R> Chunk<R> {
                 original: original.into(),
             }
         };
-        self.faults.iter().map(line).collect()
+        self.faults.iter().map(line)
     }
 }

@@ -87,7 +87,7 @@ impl Known {
         if lookup == Lookup::None {
             return Ok(known);
         }
-        let keys: Vec<&str> = rows.iter().map(|numbered| numbered.row.key.as_str()).collect();
+        let keys: Vec<&str> = rows.iter().map(|numbered| &*numbered.row.key).collect();
         // One look into the primary key per code: OFFSET 0 keeps the planner from turning it into a scan of the book.
         let found: Vec<(String, DateTime<Utc>)> = sqlx::query_as(
             "SELECT k.key, c.created_at FROM unnest($2::text[]) AS k (key),
@@ -182,9 +182,9 @@ impl Known {
         let mut made: HashSet<&str> = HashSet::with_capacity(rows.len());
         let mut decided: Vec<Result<Option<Uuid>, Fault>> = Vec::with_capacity(rows.len());
         for Numbered { row, .. } in &rows {
-            let own = match self.codes.get(&row.key) {
+            let own = match self.codes.get(&*row.key) {
                 Some(own) => Some(*own),
-                None => made.contains(row.key.as_str()).then_some(true),
+                None => made.contains(&*row.key).then_some(true),
             };
             let holder = match own {
                 Some(own) => Err(duplicate(own)),

@@ -39,17 +39,17 @@ pub struct Rules {
 #[derive(Clone)]
 pub struct Row {
     /// What makes the code equal to others.
-    pub key: String,
+    pub key: Box<str>,
     /// The code as shown, when it differs from the key.
-    pub shown: Option<String>,
+    pub shown: Option<Box<str>>,
     /// Who is to hold it.
-    pub email: Option<String>,
+    pub email: Option<Box<str>>,
     /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
     /// Uses in all.
     pub allowed: i32,
     /// A JSON object.
-    pub metadata: Option<String>,
+    pub metadata: Option<Box<str>>,
 }
 
 impl std::fmt::Debug for Row {
@@ -105,13 +105,13 @@ pub fn read(record: &Record<'_>, layout: &Layout, rules: &Rules) -> Result<Row, 
     }
     let code = read_code(record.field(layout.code), layout.code)?;
     Ok(Row {
-        key: code.key(rules.exact_codes).to_owned(),
-        shown: code.shown_beside_key(rules.exact_codes).map(str::to_owned),
+        key: code.key(rules.exact_codes).into(),
+        shown: code.shown_beside_key(rules.exact_codes).map(Box::from),
         email: optional(record, layout.user_email, |text| {
             if text.len() > MAX_EMAIL || text.contains('\0') {
                 return Err(("unknown_user", "No user has this e-mail address.".into()));
             }
-            Ok(text.to_owned())
+            Ok(Box::from(text))
         })?,
         expires_at: optional(record, layout.expires_at, |text| {
             clock::parse(text, rules.zone).ok_or((
@@ -166,7 +166,7 @@ fn optional<T>(
     }
 }
 
-fn read_metadata(record: &Record<'_>, layout: &Layout) -> Result<Option<String>, Fault> {
+fn read_metadata(record: &Record<'_>, layout: &Layout) -> Result<Option<Box<str>>, Fault> {
     let object = optional(record, layout.metadata, |text| {
         serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text)
             .map_err(|_| ("bad_metadata", "This is no JSON object.".into()))
@@ -207,7 +207,7 @@ fn read_metadata(record: &Record<'_>, layout: &Layout) -> Result<Option<String>,
             "The metadata is longer than 16 KiB.",
         ));
     }
-    Ok(Some(json))
+    Ok(Some(json.into_boxed_str()))
 }
 
 /// Whether JSON text escapes a NUL: `\u0000` whose backslash is not itself escaped.
@@ -257,7 +257,7 @@ mod tests {
         );
         let first = rows[0].as_ref().unwrap();
         assert_eq!(
-            (first.key.as_str(), first.shown.as_deref()),
+            (&*first.key, first.shown.as_deref()),
             ("AB1", Some("ab-1"))
         );
         assert_eq!(
@@ -271,7 +271,7 @@ mod tests {
             (None, None, 2)
         );
         assert_eq!(second.metadata, None);
-        assert_eq!(rows[2].as_ref().unwrap().key, "C3");
+        assert_eq!(&*rows[2].as_ref().unwrap().key, "C3");
         let last = rows[3].as_ref().unwrap();
         assert_eq!(
             (last.email.as_ref(), last.expires_at, last.allowed),

@@ -208,20 +208,22 @@ impl Import {
         let mut plan = known.decide(std::mem::take(&mut chunk.rows));
         chunk.faults.append(&mut plan.faults);
         self.count(&chunk, &plan);
+        if let Some(End::Stopped(line)) = chunk.end {
+            // The job may have been tried before: it has come to the same line.
+            write::forget_error(connection, self.origin.job_id, line).await?;
+        }
+        let lines = chunk.error_lines(&self.layout, |fault| self.column_at_fault(fault));
+        write::errors(connection, self.origin.job_id, lines).await?;
+        chunk.forget_records(); // before those of the next step are read
         self.parse_ahead(connection, &chunk, rules.rows).await?;
         if self.validating {
             write::seen(connection, self.origin.job_id, &plan).await?;
         } else if let Some(created_at) = write::coupons(connection, &self.origin, &mut draw, plan).await? {
             self.written_at.push(created_at);
         }
-        let lines = chunk.error_lines(&self.layout, |fault| self.column_at_fault(fault));
-        if let Some(End::Stopped(line)) = chunk.end {
-            // The job may have been tried before: it has come to the same line.
-            write::forget_error(connection, self.origin.job_id, line).await?;
-            write::errors(connection, self.origin.job_id, lines).await?;
+        if let Some(End::Stopped(_)) = chunk.end {
             return Ok(self.outcome(&chunk));
         }
-        write::errors(connection, self.origin.job_id, lines).await?;
         self.place = chunk.place;
         let outcome = self.outcome(&chunk);
         self.save(connection).await?;

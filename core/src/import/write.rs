@@ -72,7 +72,7 @@ async fn assignments(connection: &mut PgConnection, origin: &Origin, plan: Plan)
         .made
         .into_iter()
         .filter_map(|made| Some((made.row.key, made.holder?)));
-    let (keys, holders): (Vec<String>, Vec<Uuid>) = held.unzip();
+    let (keys, holders): (Vec<Box<str>>, Vec<Uuid>) = held.unzip();
     sqlx::query(
         "WITH counted AS (
              INSERT INTO user_allowances AS a (book_id, user_id, assigned_count)
@@ -130,9 +130,14 @@ pub(crate) struct ErrorLine {
     pub(crate) original: serde_json::Value,
 }
 
-/// Writes error lines.
-pub(crate) async fn errors(connection: &mut PgConnection, job_id: Uuid, lines: Vec<ErrorLine>) -> Result<()> {
-    if lines.is_empty() {
+/// Writes error lines, each made when it is its turn.
+pub(crate) async fn errors(
+    connection: &mut PgConnection,
+    job_id: Uuid,
+    lines: impl Iterator<Item = ErrorLine>,
+) -> Result<()> {
+    let mut lines = lines.peekable();
+    if lines.peek().is_none() {
         return Ok(());
     }
     let mut copy = connection

@@ -154,11 +154,11 @@ impl Row {
         }
         let (added, _) = members::insert(connection, self.pool_id, &users).await?;
         self.count(chunk.lines.len(), users.len(), invalid, added);
-        let lines = chunk.error_lines(&layout, |fault| fault.column);
         if let Some(End::Stopped(line)) = chunk.end {
             // The job may have been tried before: it has come to the same line.
             write::forget_error(connection, job_id, line).await?;
         }
+        let lines = chunk.error_lines(&layout, |fault| fault.column);
         write::errors(connection, job_id, lines).await?;
         (self.cursor, self.line) = (chunk.place.offset, chunk.place.line);
         self.save(connection, job_id).await?;

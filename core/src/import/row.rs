@@ -256,10 +256,7 @@ mod tests {
             true,
         );
         let first = rows[0].as_ref().unwrap();
-        assert_eq!(
-            (&*first.key, first.shown.as_deref()),
-            ("AB1", Some("ab-1"))
-        );
+        assert_eq!((&*first.key, first.shown.as_deref()), ("AB1", Some("ab-1")));
         assert_eq!(
             (first.email.as_deref(), first.allowed),
             (Some("Ann@example.com"), 5)

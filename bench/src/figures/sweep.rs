@@ -68,6 +68,8 @@ async fn lapse(stand: &Stand, count: i32) -> anyhow::Result<()> {
     .bind(count)
     .execute(&stand.pool)
     .await?;
+    // What the sweep before left dead is not this one's to clear away.
+    sqlx::query("VACUUM coupons").execute(&stand.pool).await?;
     stand.settle().await?;
     Ok(())
 }

@@ -9,11 +9,14 @@
 # Fails on any finding, on an error in the service's log, and if a run was not worth its name (fewer than CASES cases).
 # Schemathesis lives in a virtual environment in the user's cache, made on the first run.
 set -eu
+case $1 in
+    /*) binary=$1 ;;
+    *) binary=$PWD/$1 ;;
+esac
 CDPATH='' cd -- "$(dirname -- "$0")"
 
 VERSION=4.32.5
 CASES=1000
-binary=$1
 seed=${SEED:-$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}
 examples=${EXAMPLES:-40}
 

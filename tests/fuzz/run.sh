@@ -4,7 +4,10 @@
 #
 #   tests/fuzz/run.sh BINARY     SEED=n repeats a run, EXAMPLES=n (per operation; 40) makes it longer
 #
-# What is known to be right although a check says otherwise stands, operation by operation, in schemathesis.toml.
+# One check is left out, since it cannot be left out for single operations: it wants `Allow` to name the methods that the
+# document has at a path, but a code may be spelled like the last segment of /v1/coupons/assign, assign-batch, check or
+# codes, so GET is allowed there. With it, those four are all that it finds; tests/it/bad_input/targets.rs knows the exact
+# `Allow` of every path.
 #
 # Fails on any finding, on an error in the service's log, and if a run was not worth its name (fewer than CASES cases).
 # Schemathesis lives in a virtual environment in the user's cache, made on the first run.
@@ -72,7 +75,7 @@ round() {
     say "as $name, SEED=$seed"
     status=0
     (cd "$work" && "$venv/bin/schemathesis" --config-file "$OLDPWD/schemathesis.toml" run "$url/openapi.json" \
-        --header "$header" --checks all --seed "$seed" --max-examples "$examples" --continue-on-failure \
+        --header "$header" --checks all --exclude-checks allow_header_conformance --seed "$seed" --max-examples "$examples" --continue-on-failure \
         --no-color "$@") >"$work/$name.txt" 2>&1 || status=$?
     sed -n '/^=.* FAILURES/,$p; /^=.* ERRORS/,$p' "$work/$name.txt" >&2
     tail -n 15 "$work/$name.txt" >&2

@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use coupon_core::{import::Settings, job::State};
+use coupon_core::{
+    db,
+    import::{Settings, step},
+    job::{State, claim::Outcome},
+};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -186,6 +190,11 @@ async fn a_quote_that_never_closes_ends_the_import_there() -> Result<()> {
         (job.state, job.counts["accepted"], job.counts["invalid"]),
         (State::Failed, 2, 1)
     );
+    // Tried again, it comes to the same line.
+    let mut tx = db.begin().await?;
+    let again = step::step(&mut tx, job.id).await?;
+    assert!(matches!(again, Outcome::Finished(finished) if finished.state == State::Failed));
+    db::commit(tx).await?;
     assert_eq!(scene.reasons(job.id).await?, [(3, "unclosed_quote".to_owned())]);
     assert_eq!(scene.codes().await?, ["A1", "B2"]);
     Ok(())

@@ -1,6 +1,10 @@
 //! What is kept only for a while is forgotten here, a bounded number of rows at a time.
 //!
 //! Invariant: nothing that a client may still ask for is touched; history and audit are never.
+//!
+//! Each of these tables is empty for a long time and then has millions of rows at once, of which the planner knows
+//! nothing. So the rows of a batch are deleted by their place in the table (`ctid`): joined by key, the table might be
+//! read as often as the batch has rows. And the statements are not kept prepared: they are planned for the table as it is.
 
 use sqlx::PgConnection;
 
@@ -18,6 +22,20 @@ const BATCH: i64 = 5_000;
 /// In seconds.
 const DAY: i64 = 24 * 60 * 60;
 
+/// A batch of ticks.
+pub const DELETE_TICKS: &str = "DELETE FROM ticks WHERE ctid = ANY (ARRAY(
+         SELECT ctid FROM ticks WHERE tick < now() - interval '1 day' LIMIT $1))";
+
+/// A batch of idempotency keys.
+pub const DELETE_IDEMPOTENCY_KEYS: &str = "DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+         SELECT ctid FROM idempotency_keys WHERE created_at < now() - interval '2 days'
+         ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED))";
+
+/// A batch of the marks of jobs at work. One stays when its row was dropped by hand or its removal failed; the table holds
+/// what is at work, no more.
+pub const DELETE_MARKS: &str = "DELETE FROM job_marks WHERE ctid = ANY (ARRAY(
+         SELECT ctid FROM job_marks WHERE marked_at < now() - interval '1 day' LIMIT $1 FOR UPDATE SKIP LOCKED))";
+
 /// Forgets a batch of what is over: ticks after a day, idempotency keys after two, refresh tokens, budgets whose window
 /// has passed, uploads that were cut, members of deleted pools, notes of crashes that nobody came upon; and what is
 /// over by setting (`keep`). Gives whether there may be more.
@@ -26,32 +44,15 @@ const DAY: i64 = 24 * 60 * 60;
 /// When the database fails.
 pub async fn sweep_leftovers(connection: &mut PgConnection, keep: &Retention) -> Result<bool> {
     let gone = [
-        delete(
-            connection,
-            "DELETE FROM ticks WHERE (schedule, tick) IN (
-                 SELECT schedule, tick FROM ticks WHERE tick < now() - interval '1 day' LIMIT $1)",
-        )
-        .await?,
-        delete(
-            connection,
-            "DELETE FROM idempotency_keys WHERE (caller_id, key) IN (
-                 SELECT caller_id, key FROM idempotency_keys WHERE created_at < now() - interval '2 days'
-                 ORDER BY created_at LIMIT $1)",
-        )
-        .await?,
+        delete(connection, DELETE_TICKS).await?,
+        delete(connection, DELETE_IDEMPOTENCY_KEYS).await?,
         session::sweep(&mut *connection, BATCH).await?,
         budget::sweep(&mut *connection, BATCH).await?,
         sweep::sweep_dead_uploads(connection).await?,
         sweep::sweep_old_texts(connection, i64::from(keep.uploads) * DAY).await?,
         sweep::sweep_seen(&mut *connection).await?,
         pool::sweep(&mut *connection).await?,
-        // A mark stays when its row was dropped by hand or its removal failed; the table holds what is at work, no more.
-        delete(
-            connection,
-            "DELETE FROM job_marks WHERE job_id IN (
-                 SELECT job_id FROM job_marks WHERE marked_at < now() - interval '1 day' LIMIT $1)",
-        )
-        .await?,
+        delete(connection, DELETE_MARKS).await?,
         retention::sweep(connection, keep).await?,
     ];
     Ok(gone.iter().any(|rows| *rows > 0))
@@ -59,6 +60,7 @@ pub async fn sweep_leftovers(connection: &mut PgConnection, keep: &Retention) ->
 
 async fn delete(connection: &mut PgConnection, sql: &'static str) -> Result<u64> {
     Ok(sqlx::query(sql)
+        .persistent(false)
         .bind(BATCH)
         .execute(connection)
         .await?

@@ -66,9 +66,7 @@ macro_rules! delete_old {
     ($table:literal, $place:literal, $extra:literal) => {
         concat!(
             "WITH old AS MATERIALIZED (
-                 SELECT c.job_id, c.",
-            $place,
-            " FROM ",
+                 SELECT c.ctid AS at, c.job_id FROM ",
             $table,
             " c JOIN jobs j ON j.id = c.job_id WHERE c.job_id < ",
             id_of_days_ago!("$1"),
@@ -79,10 +77,7 @@ macro_rules! delete_old {
             $extra,
             " DELETE FROM ",
             $table,
-            " c USING old WHERE c.job_id = old.job_id AND c.",
-            $place,
-            " = old.",
-            $place
+            " WHERE ctid = ANY (ARRAY(SELECT at FROM old))"
         )
     };
 }
@@ -92,7 +87,8 @@ pub const DELETE_REPORTS: &str = delete_old!(
     "job_errors",
     "seq",
     ", told AS (
-         UPDATE jobs SET expired_at = now() WHERE id IN (SELECT job_id FROM old) AND expired_at IS NULL)"
+         UPDATE jobs SET expired_at = now()
+         WHERE id = ANY (ARRAY(SELECT DISTINCT job_id FROM old)) AND expired_at IS NULL)"
 );
 
 /// Files of exports, and pieces of those that were cancelled or given up.
@@ -100,7 +96,8 @@ pub const DELETE_EXPORTS: &str = delete_old!(
     "export_chunks",
     "start",
     ", told AS (
-         UPDATE jobs SET expired_at = now() WHERE id IN (SELECT job_id FROM old) AND expired_at IS NULL)"
+         UPDATE jobs SET expired_at = now()
+         WHERE id = ANY (ARRAY(SELECT DISTINCT job_id FROM old)) AND expired_at IS NULL)"
 );
 
 /// Items that a cancelled batch of assignments has left.
@@ -120,19 +117,18 @@ pub const FIND_JOBS: &str = concat!(
 
 /// Fires of schedules. The latest of each stays, whatever its age: it is shown with the schedule. So does one whose job is
 /// not at its end, which a fire beside it asks for.
-pub const DELETE_FIRES: &str = "WITH old AS MATERIALIZED (
-         SELECT f.schedule_id, f.fire_at
+pub const DELETE_FIRES: &str = "DELETE FROM schedule_fires WHERE ctid = ANY (ARRAY(
+         SELECT f.ctid
          FROM schedules s
          CROSS JOIN LATERAL (SELECT max(fire_at) AS latest FROM schedule_fires WHERE schedule_id = s.id) AS l
          -- With a limit of its own: each schedule's oldest are looked up, and the table is never read as a whole.
          CROSS JOIN LATERAL (
-             SELECT schedule_id, fire_at FROM schedule_fires
+             SELECT ctid, schedule_id, fire_at FROM schedule_fires
              WHERE schedule_id = s.id AND fire_at < least(l.latest, now() - make_interval(days => $1))
                AND fired_at < now() - make_interval(days => $1)
                AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = job_id AND j.finished_at IS NULL)
              ORDER BY fire_at LIMIT $2) AS f
-         LIMIT $2)
-     DELETE FROM schedule_fires f USING old WHERE f.schedule_id = old.schedule_id AND f.fire_at = old.fire_at";
+         LIMIT $2))";
 
 /// Forgets a batch of what is over by setting; gives how many rows went. Call it until it gives 0.
 ///
@@ -147,6 +143,7 @@ pub async fn sweep(connection: &mut PgConnection, keep: &Retention) -> Result<u6
         (DELETE_FIRES, keep.jobs, FIRES),
     ] {
         gone += sqlx::query(sql)
+            .persistent(false)
             .bind(days_of(days))
             .bind(limit)
             .execute(&mut *connection)
@@ -159,6 +156,7 @@ pub async fn sweep(connection: &mut PgConnection, keep: &Retention) -> Result<u6
 /// Deletes lines of the ledger with what hangs on them, and what is left of the uploads of imports.
 async fn sweep_jobs(connection: &mut PgConnection, days: u32) -> Result<u64> {
     let old: Vec<Uuid> = sqlx::query_scalar(FIND_JOBS)
+        .persistent(false)
         .bind(days_of(days))
         .bind(JOBS)
         .fetch_all(&mut *connection)

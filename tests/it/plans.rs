@@ -8,6 +8,7 @@
 )]
 
 mod coupons;
+mod deletes;
 mod distributions;
 mod jobs;
 mod schedules;
@@ -21,7 +22,7 @@ use coupon_tests::database;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Row};
 
-use self::seed::SEED;
+use self::seed::seed;
 
 /// A statement, how it is prepared and asked, and what its plan must and must not have.
 struct Hot {
@@ -190,7 +191,7 @@ async fn check(db: &Db, statements: &[&Hot], when: &str) -> Vec<String> {
 async fn a_coupon_is_never_looked_up_along_the_index_of_the_locked() {
     let database = database().await;
     let db = Db::connect(database.url(), db::Role::Worker, 2).unwrap();
-    sqlx::raw_sql(SEED).execute(db.pool()).await.unwrap();
+    seed(&db).await;
     sqlx::raw_sql(
         "UPDATE coupons SET state = 'assigned', locked_until = NULL WHERE state = 'locked';
          REINDEX INDEX coupons_locked; ANALYZE coupons",
@@ -222,7 +223,7 @@ async fn hot_statements_go_along_their_indexes() {
     .execute(db.pool())
     .await
     .unwrap();
-    sqlx::raw_sql(SEED).execute(db.pool()).await.unwrap();
+    seed(&db).await;
     // What is in the sums already: all events but one in 4,096.
     sqlx::query("UPDATE roll_up_state SET events_before = 'fff00000-0000-0000-0000-000000000000'")
         .execute(db.pool())

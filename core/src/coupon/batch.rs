@@ -184,6 +184,11 @@ struct Row {
     request_id: Option<String>,
 }
 
+/// Takes the next items of a batch.
+pub const TAKE: &str = "DELETE FROM assign_batch_items WHERE ctid = ANY (ARRAY(
+         SELECT ctid FROM assign_batch_items WHERE job_id = $1 AND NOT $3 ORDER BY item LIMIT $2))
+     RETURNING item, user_id, count";
+
 /// Deals with the next items.
 ///
 /// # Errors
@@ -200,17 +205,12 @@ pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome
     let Some(mut row) = row else {
         return Ok(Finished::undecodable());
     };
-    let mut taken: Vec<(i64, Uuid, i32)> = sqlx::query_as(
-        "WITH next AS (
-             SELECT item FROM assign_batch_items WHERE job_id = $1 AND NOT $3 ORDER BY item LIMIT $2)
-         DELETE FROM assign_batch_items i USING next WHERE i.job_id = $1 AND i.item = next.item
-         RETURNING i.item, i.user_id, i.count",
-    )
-    .bind(job_id)
-    .bind(STEP_ITEMS)
-    .bind(cancelled)
-    .fetch_all(&mut *connection)
-    .await?;
+    let mut taken: Vec<(i64, Uuid, i32)> = sqlx::query_as(TAKE)
+        .bind(job_id)
+        .bind(STEP_ITEMS)
+        .bind(cancelled)
+        .fetch_all(&mut *connection)
+        .await?;
     if taken.is_empty() {
         return Ok(row.end(cancelled));
     }

@@ -13,6 +13,24 @@ const CHUNKS: i64 = 64;
 /// Remembered keys deleted at once.
 const KEYS: i64 = 20_000;
 
+/// A batch of the chunks of some uploads.
+pub const DELETE_CHUNKS: &str = "DELETE FROM upload_chunks WHERE ctid = ANY (ARRAY(
+         SELECT ctid FROM upload_chunks WHERE upload_id = ANY($1::uuid[]) LIMIT $2))";
+
+/// A batch of what validating passes remembered whose jobs are over: from one job's rows straight to the next job's, since
+/// a pass under way may have millions.
+pub const DELETE_SEEN: &str = "WITH RECURSIVE met AS (
+         (SELECT job_id FROM import_seen ORDER BY job_id LIMIT 1)
+         UNION ALL
+         SELECT (SELECT s.job_id FROM import_seen s WHERE s.job_id > met.job_id ORDER BY s.job_id LIMIT 1)
+         FROM met WHERE met.job_id IS NOT NULL),
+     over AS (
+         SELECT job_id FROM met WHERE job_id IS NOT NULL
+             AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = met.job_id AND j.finished_at IS NULL)
+         LIMIT 1)
+     DELETE FROM import_seen WHERE ctid = ANY (ARRAY(
+         SELECT s.ctid FROM import_seen s WHERE s.job_id = (SELECT job_id FROM over) LIMIT $1))";
+
 /// Deletes a batch of what was kept of uploads that were never finished and to which nothing came for 10 minutes, and of
 /// uploads that were finished an hour ago and that no import took; gives how many rows went. Call it until it gives 0.
 ///
@@ -78,15 +96,13 @@ pub async fn sweep_old_texts(connection: &mut PgConnection, keep_seconds: i64) -
 }
 
 async fn delete_chunks(connection: &mut PgConnection, uploads: &[Uuid]) -> Result<u64, StoreError> {
-    Ok(sqlx::query(
-        "DELETE FROM upload_chunks WHERE (upload_id, start) IN (
-             SELECT upload_id, start FROM upload_chunks WHERE upload_id = ANY($1::uuid[]) LIMIT $2)",
-    )
-    .bind(uploads)
-    .bind(CHUNKS)
-    .execute(connection)
-    .await?
-    .rows_affected())
+    Ok(sqlx::query(DELETE_CHUNKS)
+        .persistent(false)
+        .bind(uploads)
+        .bind(CHUNKS)
+        .execute(connection)
+        .await?
+        .rows_affected())
 }
 
 /// Deletes a batch of what validating passes remembered whose jobs are over; gives how many rows went. Call it until it
@@ -95,22 +111,10 @@ async fn delete_chunks(connection: &mut PgConnection, uploads: &[Uuid]) -> Resul
 /// # Errors
 /// When the database fails.
 pub async fn sweep_seen(connection: &mut PgConnection) -> Result<u64, StoreError> {
-    Ok(sqlx::query(
-        // From one job's rows straight to the next job's: a pass under way may have millions.
-        "WITH RECURSIVE met AS (
-             (SELECT job_id FROM import_seen ORDER BY job_id LIMIT 1)
-             UNION ALL
-             SELECT (SELECT s.job_id FROM import_seen s WHERE s.job_id > met.job_id ORDER BY s.job_id LIMIT 1)
-             FROM met WHERE met.job_id IS NOT NULL),
-         over AS (
-             SELECT job_id FROM met WHERE job_id IS NOT NULL
-                 AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = met.job_id AND j.finished_at IS NULL)
-             LIMIT 1)
-         DELETE FROM import_seen WHERE (job_id, key) IN (
-             SELECT s.job_id, s.key FROM import_seen s WHERE s.job_id = (SELECT job_id FROM over) LIMIT $1)",
-    )
-    .bind(KEYS)
-    .execute(connection)
-    .await?
-    .rows_affected())
+    Ok(sqlx::query(DELETE_SEEN)
+        .persistent(false)
+        .bind(KEYS)
+        .execute(connection)
+        .await?
+        .rows_affected())
 }

@@ -10,7 +10,7 @@ mod store;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-pub use store::{Change, delete, find, insert, list, sweep, update};
+pub use store::{Change, DELETE_MEMBERS, delete, find, insert, list, sweep, update};
 
 /// A pool as administrators see it.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]

@@ -167,6 +167,10 @@ pub(super) async fn lock(connection: &mut PgConnection, pool_id: Uuid) -> Result
     found.map(drop).ok_or_else(|| Refusal::not_found().into())
 }
 
+/// A batch of a pool's members.
+pub const DELETE_MEMBERS: &str = "DELETE FROM pool_members WHERE ctid = ANY (ARRAY(
+         SELECT ctid FROM pool_members WHERE pool_id = $1 LIMIT $2))";
+
 /// Removes a batch of the members of deleted pools, and pools that have none left; gives how many rows went. Call it
 /// until it gives 0.
 ///
@@ -179,15 +183,13 @@ pub async fn sweep(connection: &mut PgConnection) -> Result<u64, StoreError> {
     .fetch_optional(&mut *connection)
     .await?;
     let Some(pool_id) = deleted else { return Ok(0) };
-    let members = sqlx::query(
-        "DELETE FROM pool_members WHERE pool_id = $1 AND user_id IN (
-             SELECT user_id FROM pool_members WHERE pool_id = $1 ORDER BY user_id LIMIT $2)",
-    )
-    .bind(pool_id)
-    .bind(SWEEP_BATCH)
-    .execute(&mut *connection)
-    .await?
-    .rows_affected();
+    let members = sqlx::query(DELETE_MEMBERS)
+        .persistent(false)
+        .bind(pool_id)
+        .bind(SWEEP_BATCH)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
     if members > 0 {
         return Ok(members);
     }

@@ -64,6 +64,33 @@ async fn all_or_nothing_writes_all_or_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A table full of rows that are gone tells the planner that nothing is in it, until the next ones are counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn forgetting_much_ends_whatever_the_planner_takes_the_table_for() -> Result<()> {
+    let (_database, db) = &coupon_tests::fresh().await;
+    let fill = || {
+        sqlx::query(
+            "INSERT INTO import_seen (job_id, key) SELECT $1, 'c' || n FROM generate_series(1, 50000) AS n",
+        )
+        .bind(coupon_core::id::new())
+        .execute(db.pool())
+    };
+    sqlx::raw_sql("ALTER TABLE import_seen SET (autovacuum_enabled = off)")
+        .execute(db.pool())
+        .await?;
+    fill().await?;
+    sqlx::raw_sql("DELETE FROM import_seen; ANALYZE import_seen")
+        .execute(db.pool())
+        .await?;
+    fill().await?;
+    let mut swept = 0;
+    while swept < 50_000 {
+        swept += sweep_seen(db).await?;
+    }
+    assert_eq!(sweep_seen(db).await?, 0);
+    Ok(())
+}
+
 async fn sweep_seen(db: &Db) -> Result<u64> {
     let mut tx = db.begin().await?;
     let swept = sweep::sweep_seen(&mut tx).await?;

@@ -82,7 +82,7 @@ const SEED: &str = "
            now() + CASE WHEN n % 200 < 2 THEN interval '-5 s' ELSE interval '1 h' END
     FROM generate_series(1, 2000) AS n;
     INSERT INTO schedule_fires (schedule_id, fire_at, fired_at, outcome)
-    SELECT s.id, at, at, 'missed' FROM schedules s,
+    SELECT s.id, at, at, 'missed' FROM (SELECT id FROM schedules ORDER BY id LIMIT 200) AS s,
            generate_series(now() - interval '20 hours', now() - interval '1 hour', '1 hour') AS at;
     INSERT INTO apalis.jobs (job, id, job_type, run_at, attempts)
     SELECT '', lpad(n::text, 26, '0'), CASE n % 4 WHEN 0 THEN 'bulk' ELSE 'assign' END, 'epoch', CASE WHEN n % 500 = 1 THEN 1 ELSE 0 END

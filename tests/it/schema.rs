@@ -196,3 +196,107 @@ async fn each_rule_is_felt_when_it_is_broken() {
     }
     db.close().await;
 }
+
+/// Columns of a coupon that is as it should be, and what none of its state may be set to.
+const COUPONS: [(&str, &str, &[&str]); 6] = [
+    (
+        "unassigned",
+        "draw_key = 1",
+        &[
+            "assigned_user_id = book_id",
+            "assigned_at = now()",
+            "valid_until = now()",
+            "locked_until = now()",
+            "redemptions_used = 1",
+            "redemptions_used = -1",
+            "redemptions_allowed = 0",
+            "draw_key = -1",
+            "code_key = ''",
+            "code_key = repeat('K', 101)",
+            "code = ''",
+            "code = repeat('k', 101)",
+            "state = 'lost'",
+        ],
+    ),
+    (
+        "assigned",
+        "assigned_user_id = book_id, assigned_at = now(), redemptions_used = 1",
+        &[
+            "assigned_user_id = NULL",
+            "assigned_at = NULL",
+            "locked_until = now()",
+            "redemptions_used = 2",
+            "redemptions_used = -1",
+        ],
+    ),
+    (
+        "locked",
+        "assigned_user_id = book_id, assigned_at = now(), locked_until = now(), lock_token_hash = 'x', lock_renewals_left = 0",
+        &[
+            "assigned_user_id = NULL",
+            "assigned_at = NULL",
+            "locked_until = NULL",
+            "lock_token_hash = NULL",
+            "lock_renewals_left = NULL",
+            "lock_renewals_left = -1",
+            "redemptions_used = 2",
+            "redemptions_used = -1",
+        ],
+    ),
+    (
+        "redeemed",
+        "assigned_user_id = book_id, assigned_at = now(), redemptions_used = 2",
+        &[
+            "assigned_user_id = NULL",
+            "assigned_at = NULL",
+            "locked_until = now()",
+            "redemptions_used = 1",
+            "redemptions_used = 3",
+        ],
+    ),
+    (
+        "void",
+        "redemptions_used = 2",
+        &[
+            "locked_until = now()",
+            "redemptions_used = 3",
+            "redemptions_used = -1",
+        ],
+    ),
+    (
+        "void",
+        "assigned_user_id = book_id, assigned_at = now(), valid_until = now(), redemptions_used = 0",
+        &["locked_until = now()"],
+    ),
+];
+
+#[tokio::test]
+async fn no_coupon_is_other_than_its_state_says() {
+    let database = database().await;
+    let db = Db::connect(database.url(), db::Role::Worker, 2).unwrap();
+    for (state, good, bad) in COUPONS {
+        let mut tx = db.begin().await.unwrap();
+        let make = format!(
+            "INSERT INTO books (id, created_by, name) SELECT id, id, 'A book' FROM (SELECT gen_random_uuid() AS id) AS new;
+             INSERT INTO coupons (book_id, code_key, draw_key, redemptions_allowed) SELECT id, 'K', 1, 2 FROM books;
+             UPDATE coupons SET state = '{state}', {good}"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(make))
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        for change in bad {
+            let change = format!("SAVEPOINT s; UPDATE coupons SET {change}");
+            let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(change.clone()))
+                .execute(&mut *tx)
+                .await;
+            let code = refused
+                .err()
+                .and_then(|error| error.as_database_error()?.code().map(|c| c.into_owned()));
+            assert_eq!(code.as_deref(), Some("23514"), "{state}: {change}");
+            sqlx::raw_sql("ROLLBACK TO s").execute(&mut *tx).await.unwrap();
+        }
+        tx.rollback().await.unwrap();
+    }
+    db.close().await;
+}

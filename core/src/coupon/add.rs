@@ -42,13 +42,37 @@ pub(crate) struct New<'a> {
     pub(crate) holder: Option<Uuid>,
 }
 
-/// The columns that rows are written in.
-const COPY: &str =
-    "COPY coupons (book_id, draw_key, created_at, updated_at, expires_at, redemptions_allowed, state, code_key, code,
-         metadata, assigned_user_id, assigned_at, valid_until) FROM STDIN (FORMAT binary)";
+/// What some coupons of a chunk have. A column that none has is not sent: the server need not read a null for each row.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Extras {
+    pub(crate) expires_at: bool,
+    pub(crate) metadata: bool,
+    pub(crate) holder: bool,
+}
 
-/// How many they are.
-const FIELDS: i16 = 13;
+impl Extras {
+    /// The columns, as they are written by [`Common::write`].
+    fn copy(self) -> String {
+        let extras = [
+            (self.expires_at, ", expires_at"),
+            (self.metadata, ", metadata"),
+            (self.holder, ", state, assigned_user_id, assigned_at, valid_until"),
+        ];
+        let extras = extras
+            .into_iter()
+            .filter_map(|(has, columns)| has.then_some(columns));
+        format!(
+            "COPY coupons (book_id, draw_key, created_at, updated_at, redemptions_allowed, code_key, code{})
+             FROM STDIN (FORMAT binary)",
+            extras.collect::<String>()
+        )
+    }
+
+    /// How many they are.
+    fn fields(self) -> i16 {
+        7 + i16::from(self.expires_at) + i16::from(self.metadata) + 4 * i16::from(self.holder)
+    }
+}
 
 /// What all coupons of a chunk share.
 #[derive(Debug, Clone, Copy)]
@@ -57,29 +81,36 @@ pub(crate) struct Common {
     pub(crate) created_at: DateTime<Utc>,
     /// Of coupons with a holder.
     pub(crate) valid_until: Option<DateTime<Utc>>,
+    pub(crate) extras: Extras,
 }
 
 impl Common {
     fn write(&self, rows: &mut Rows, draw_key: i64, new: &New<'_>) {
-        let state = if new.holder.is_some() {
-            "assigned"
-        } else {
-            "unassigned"
-        };
         rows.row()
             .uuid(Some(self.book_id))
             .i64(draw_key)
             .time(Some(self.created_at))
             .time(Some(self.created_at))
-            .time(new.expires_at)
             .i32(new.allowed)
-            .text(Some(state))
             .text(Some(new.key))
-            .text(new.shown)
-            .json(new.metadata)
-            .uuid(new.holder)
-            .time(new.holder.map(|_| self.created_at))
-            .time(new.holder.and(self.valid_until));
+            .text(new.shown);
+        if self.extras.expires_at {
+            rows.time(new.expires_at);
+        }
+        if self.extras.metadata {
+            rows.json(new.metadata);
+        }
+        if self.extras.holder {
+            let state = if new.holder.is_some() {
+                "assigned"
+            } else {
+                "unassigned"
+            };
+            rows.text(Some(state))
+                .uuid(new.holder)
+                .time(new.holder.map(|_| self.created_at))
+                .time(new.holder.and(self.valid_until));
+        }
     }
 }
 
@@ -99,8 +130,8 @@ impl<'a> Chunk<'a> {
         common: Common,
     ) -> Result<Self> {
         Ok(Self {
-            copy: connection.copy_in_raw(COPY).await?,
-            rows: Rows::new(FIELDS),
+            copy: connection.copy_in_raw(&common.extras.copy()).await?,
+            rows: Rows::new(common.extras.fields()),
             draw,
             common,
         })
@@ -168,7 +199,7 @@ where
         tokio::task::spawn_blocking(move || {
             let mut run = Run {
                 draw,
-                rows: Rows::new(FIELDS),
+                rows: Rows::new(common.extras.fields()),
                 laid: Vec::new(),
                 common,
             };
@@ -178,8 +209,8 @@ where
     };
     let mut runs = runs.fuse();
     let mut making = runs.next().map(|fill| make(draw.clone(), fill));
-    let mut frame = Rows::new(FIELDS);
-    let mut copy = connection.copy_in_raw(COPY).await?;
+    let mut frame = Rows::new(common.extras.fields());
+    let mut copy = connection.copy_in_raw(&common.extras.copy()).await?;
     copy.send(frame.take()).await?;
     while let Some(made) = making.take() {
         let (state, pieces) = made

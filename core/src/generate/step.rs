@@ -33,9 +33,12 @@ use crate::{
 /// Codes of a step: less than a second in which the book's draw is held, on a machine that writes 100,000 a second.
 pub const STEP_CODES: usize = 80_000;
 
-/// Codes that are made while the database stores those before: long enough to find neighbours in the draw, short enough that
-/// little of a step is not done side by side.
+/// Codes that are made while the database stores those before: enough to find neighbours in the draw.
 const RUN_CODES: usize = 20_000;
+
+/// Codes of a step's first run, for which the database waits; each of the next ones is four times as long until they have
+/// their full length. A code takes about four times as long to store as to make.
+const FIRST_RUN_CODES: usize = 2_000;
 
 /// The most bytes of metadata of a step.
 const STEP_BYTES: usize = 8 << 20;
@@ -317,13 +320,18 @@ impl Generation {
             book_id: self.origin.book_id,
             created_at: book.created_at,
             valid_until: None,
+            extras: add::Extras {
+                expires_at: self.expires_at.is_some(),
+                metadata: self.metadata.is_some(),
+                holder: false,
+            },
         };
         let (pattern, metadata) = (
             Arc::new(pattern.clone()),
             self.metadata.clone().map(Arc::<str>::from),
         );
         let (allowed, expires_at) = (book.redemptions_per_coupon, self.expires_at);
-        let runs = numbers.chunks(RUN_CODES).map(|numbers| {
+        let runs = runs(numbers).map(|numbers| {
             let (numbers, pattern, metadata) = (numbers.to_vec(), Arc::clone(&pattern), metadata.clone());
             move |run: &mut add::Run| {
                 let mut speller = pattern.speller();
@@ -410,4 +418,15 @@ impl Generation {
             refusal,
         })
     }
+}
+
+/// The runs of a step.
+fn runs(mut numbers: &[u128]) -> impl Iterator<Item = &[u128]> {
+    let mut length = FIRST_RUN_CODES;
+    std::iter::from_fn(move || {
+        let (run, rest) = numbers.split_at(numbers.len().min(length));
+        numbers = rest;
+        length = RUN_CODES.min(length * 4);
+        (!run.is_empty()).then_some(run)
+    })
 }

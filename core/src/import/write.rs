@@ -43,6 +43,11 @@ pub(super) async fn coupons(
         book_id: origin.book_id,
         created_at,
         valid_until,
+        extras: add::Extras {
+            expires_at: plan.made.iter().any(|made| made.row.expires_at.is_some()),
+            metadata: plan.made.iter().any(|made| made.row.metadata.is_some()),
+            holder: !plan.shares.is_empty(),
+        },
     };
     let mut chunk = add::Chunk::begin(connection, draw, common).await?;
     for Made { row, holder } in &plan.made {

@@ -168,6 +168,9 @@ const MOST_DAYS: u32 = 36_500;
 /// Idempotency keys are kept for two days and name jobs.
 const LEAST_JOB_DAYS: u32 = 2;
 
+/// Keys whose values nobody is told.
+const SECRETS: [&str; 4] = ["database_url", "admin_password", "token_secret", "api_key"];
+
 /// The prefix of this service's variables.
 const PREFIX: &str = "COUPONBOOK_";
 
@@ -192,8 +195,10 @@ impl Settings {
         let mut table = match file {
             Some(path) => {
                 let text = read_file(path)?;
-                text.parse::<toml::Table>()
-                    .map_err(|error| SettingsError(format!("{}: {error}", path.display())))?
+                text.parse::<toml::Table>().map_err(|error| {
+                    let line = line_of(&text, &error);
+                    SettingsError(format!("{}, line {line}: {}", path.display(), error.message()))
+                })?
             }
             None => toml::Table::new(),
         };
@@ -205,9 +210,7 @@ impl Settings {
         }
         let settings: Self = toml::Value::Table(table)
             .try_into()
-            .map_err(|error: toml::de::Error| {
-                SettingsError(format!("the settings cannot be used: {}", error.message()))
-            })?;
+            .map_err(|error: toml::de::Error| SettingsError(told(&error)))?;
         if settings.keep_jobs_days < LEAST_JOB_DAYS {
             return Err(SettingsError(format!(
                 "keep_jobs_days is at least {LEAST_JOB_DAYS}: a repeated request may ask for its job for so long"
@@ -273,6 +276,28 @@ fn from_environment(
         }
     }
     Ok(values)
+}
+
+/// The number of the line that cannot be read; the line itself may hold a secret.
+fn line_of(text: &str, error: &toml::de::Error) -> usize {
+    let before = error.span().map_or(0, |span| span.start.min(text.len()));
+    1 + text.as_bytes()[..before]
+        .iter()
+        .filter(|byte| **byte == b'\n')
+        .count()
+}
+
+/// What is wrong with which key.
+fn told(error: &toml::de::Error) -> String {
+    let text = error.to_string(); // the message, and on a line of its own the key
+    match text
+        .rsplit_once("in `")
+        .and_then(|(_, rest)| rest.split_once('`'))
+    {
+        Some((key, _)) if SECRETS.contains(&key) => format!("{key} must be a text, in quotation marks"),
+        Some((key, _)) => format!("{key} cannot be used: {}", error.message()),
+        None => format!("the settings cannot be used: {}", error.message()),
+    }
 }
 
 /// Numbers are numbers in TOML; in the environment everything is text.
@@ -353,6 +378,27 @@ mod tests {
             &[],
         );
         assert!(long.unwrap_err().to_string().contains("keep_exports_days"));
+    }
+
+    #[test]
+    fn an_error_in_a_file_names_the_place_and_never_a_secret() {
+        let file = std::env::temp_dir().join(format!("couponbook-secret-{}.toml", std::process::id()));
+        let error = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Settings::read(Some(&file), environment(&[]), &[])
+                .unwrap_err()
+                .to_string()
+        };
+        let unquoted = error("log = \"debug\"\ntoken_secret = hush4711\n");
+        assert!(unquoted.contains("line 2"), "{unquoted}");
+        let number = error("token_secret = 4711\n");
+        assert!(number.contains("token_secret"), "{number}");
+        for error in [unquoted, number, error("api_key = [\"4711\"]\n")] {
+            assert!(!error.contains("4711"), "{error}");
+        }
+        let many = error("connections = \"many\"\n");
+        assert!(many.contains("connections") && many.contains("many"), "{many}");
+        std::fs::remove_file(&file).unwrap();
     }
 
     #[test]

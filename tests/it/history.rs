@@ -83,7 +83,7 @@ impl Scene {
         for lane in lanes {
             lane.await.expect("a client at the till");
         }
-        truth::all_jobs_end(service.db.pool(), Duration::from_secs(20)).await;
+        truth::all_jobs_end(service.db.pool(), truth::PATIENCE).await;
         Self { service, history }
     }
 

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use uuid::Uuid;
 
+use crate::truth;
+
 fn import_path(book_id: Uuid) -> String {
     format!("/v1/books/{book_id}/codes/import")
 }
@@ -278,9 +280,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         }
     };
     assert!(
-        tokio::time::timeout(Duration::from_secs(20), asking)
-            .await
-            .is_ok(),
+        tokio::time::timeout(truth::PATIENCE, asking).await.is_ok(),
         "never: {what}"
     );
 }

@@ -1,7 +1,5 @@
 //! Jobs as operators handle them: tried again, counted, changed by the many, and watched until their end.
 
-use std::time::Duration;
-
 use coupon_core::caller::Role;
 use coupon_tests::{Client, Service};
 use futures_util::StreamExt;
@@ -9,6 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
+
+use crate::truth;
 
 async fn assign(client: &Client, book_id: Uuid, user_id: Uuid) -> String {
     let body = json!({ "book_id": book_id, "user_id": user_id });
@@ -225,12 +225,12 @@ async fn a_watched_job_is_told_of_until_its_end() {
         let (user, job_id) = (user.clone(), job_id.clone());
         async move { watch(&user, &job_id, || first.send(()).expect("awaited")).await }
     });
-    tokio::time::timeout(Duration::from_secs(20), come)
+    tokio::time::timeout(truth::PATIENCE, come)
         .await
         .expect("in time")
         .expect("an event");
     service.start_workers();
-    let events = tokio::time::timeout(Duration::from_secs(30), watching)
+    let events = tokio::time::timeout(truth::PATIENCE, watching)
         .await
         .expect("it ends")
         .expect("watched");

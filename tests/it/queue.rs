@@ -8,8 +8,6 @@
 mod claims;
 mod troubled;
 
-use std::time::Duration;
-
 use coupon_core::job::{
     claim::MAX_ATTEMPTS,
     enqueue,
@@ -143,11 +141,8 @@ impl Bench {
                 .await
                 .unwrap()
         };
-        truth::eventually("all jobs have ended", Duration::from_secs(40), look, |left| {
-            *left == 0
-        })
-        .await;
-        truth::all_jobs_end(self.pool(), Duration::from_secs(5)).await;
+        truth::eventually("all jobs have ended", truth::PATIENCE, look, |left| *left == 0).await;
+        truth::all_jobs_end(self.pool(), truth::PATIENCE).await;
     }
 
     /// Asserts that the poisoned job was given up and that all others succeeded.

@@ -5,14 +5,16 @@
 mod changes;
 mod fires;
 
-use std::time::Duration;
-
 use coupon_tests::{Client, Service, seed};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::{distributions::stock, pools::seeded_pool, truth::eventually};
+use crate::{
+    distributions::stock,
+    pools::seeded_pool,
+    truth::{PATIENCE, eventually},
+};
 
 /// A time far from now, so that no test meets it.
 const FAR: &str = "0 3 29 2 *";
@@ -101,7 +103,7 @@ async fn dealt_with(pool: &PgPool, schedule_id: Uuid) {
             .await
             .unwrap()
     };
-    eventually("nothing is due", Duration::from_secs(30), look, |due| *due == 0).await;
+    eventually("nothing is due", PATIENCE, look, |due| *due == 0).await;
 }
 
 /// How the fires of a schedule came out, oldest first.

@@ -196,10 +196,13 @@ pub(crate) async fn eventually<T: Debug, F: Future<Output = T>>(
     }
 }
 
+/// How long a test waits for what must happen, on a machine that may be slow; it says nothing of how soon it should.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
+
 /// Waits until a query of one boolean says true.
 pub(crate) async fn until(pool: &PgPool, what: &'static str, sql: &'static str) {
     let look = || async { sqlx::query_scalar::<_, bool>(sql).fetch_one(pool).await.unwrap() };
-    eventually(what, Duration::from_secs(30), look, |is| *is).await;
+    eventually(what, PATIENCE, look, |is| *is).await;
 }
 
 /// Random numbers that can be had again: SplitMix64 (Steele, Lea, Flood 2014), seeded by `COUPONBOOK_SEED` or the

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Cluster;
+use super::{Cluster, PATIENCE};
 use crate::truth::{Dice, report};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,7 +135,7 @@ async fn ask_either(clients: [Client; 2], first: usize, deed: Deed, zero: Instan
             Ok(answer) => return Err(format!("{} {}", answer.status, answer.body)),
             Err(error) => return Err(format!("{error:?}")),
         }
-        if zero.elapsed() > began + Duration::from_secs(20) {
+        if zero.elapsed() > began + PATIENCE {
             break;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -62,7 +62,7 @@ async fn a_job_that_one_worker_runs_is_hidden_from_the_other() {
         .await
         .unwrap();
     drop(barrier);
-    truth::all_jobs_end(bench.pool(), Duration::from_secs(20)).await;
+    truth::all_jobs_end(bench.pool(), truth::PATIENCE).await;
     assert_eq!(bench.poison_runs().await, 1);
     assert_eq!(bench.job(job_id).await["state"], "succeeded");
     others.drain(Duration::from_secs(10)).await;
@@ -94,7 +94,7 @@ async fn four_workers_run_every_job_once() {
             .unwrap(),
         );
     }
-    truth::all_jobs_end(bench.pool(), Duration::from_secs(60)).await;
+    truth::all_jobs_end(bench.pool(), truth::PATIENCE).await;
     let (succeeded, exhausted, charged): (i64, i64, i64) = sqlx::query_as(
         "SELECT count(*) FILTER (WHERE state = 'succeeded'), count(*) FILTER (WHERE error_code = 'book_exhausted'),
                 count(*) FILTER (WHERE attempts > 0)
@@ -126,7 +126,7 @@ async fn a_queued_job_that_is_cancelled_never_runs() {
         .await;
     assert_eq!(cancelled.body["state"], "cancelled", "{}", cancelled.body);
     bench.service.start_workers();
-    truth::all_jobs_end(bench.pool(), Duration::from_secs(20)).await;
+    truth::all_jobs_end(bench.pool(), truth::PATIENCE).await;
     for job_id in &jobs {
         let expected = if *job_id == jobs[1] {
             "cancelled"
@@ -171,7 +171,7 @@ async fn a_cancelled_import_stops_at_the_end_of_its_step_and_keeps_what_is_commi
         .await;
     assert_eq!(cancelling.body["state"], "cancelling", "{}", cancelling.body);
     drop(holder);
-    truth::all_jobs_end(bench.pool(), Duration::from_secs(30)).await;
+    truth::all_jobs_end(bench.pool(), truth::PATIENCE).await;
     let job = bench.job(job_id).await;
     assert_eq!(
         (&job["state"], &job["attempts"]),
@@ -209,7 +209,7 @@ async fn work_of_which_no_signal_tells_is_found_all_the_same() {
         let mut tx = bench.service.db.begin().await.unwrap();
         enqueue_all(&mut tx, bench.book_id, &[draw(bench.book_id, user_id, 1)]).await;
         db::commit(tx).await.unwrap();
-        truth::all_jobs_end(bench.pool(), Duration::from_secs(10)).await;
+        truth::all_jobs_end(bench.pool(), truth::PATIENCE).await;
     }
     bench.stop().await;
 }

@@ -23,7 +23,7 @@ async fn a_payload_that_cannot_be_read_fails_its_job_and_delays_nobody() {
         .await
         .unwrap();
     bench.service.start_workers();
-    truth::all_jobs_end(bench.pool(), Duration::from_secs(20)).await;
+    truth::all_jobs_end(bench.pool(), truth::PATIENCE).await;
     for job_id in &jobs {
         let job = bench.job(*job_id).await;
         let expected = if *job_id == jobs[1] {
@@ -123,10 +123,7 @@ async fn passing_trouble_is_not_charged() {
     bench.poison(jobs[2], "deadlock").await;
     bench.service.start_workers();
     let look = || bench.poison_runs();
-    truth::eventually("the batch failed", Duration::from_secs(20), look, |runs| {
-        *runs >= 1
-    })
-    .await;
+    truth::eventually("the batch failed", truth::PATIENCE, look, |runs| *runs >= 1).await;
     sqlx::query("DELETE FROM poison")
         .execute(bench.pool())
         .await
@@ -227,10 +224,7 @@ async fn a_job_that_hangs_is_given_up_and_those_behind_it_do_not_wait_for_it() {
     let other_id = bench.admin.book(json!({})).await;
     bench.admin.codes(other_id, &seed::codes(600)).await;
     let look = || bench.poison_runs();
-    truth::eventually("it hangs, alone", Duration::from_secs(20), look, |runs| {
-        *runs >= 2
-    })
-    .await;
+    truth::eventually("it hangs, alone", truth::PATIENCE, look, |runs| *runs >= 2).await;
     // One worker, one queue: while the one hangs again and again, others come and are done.
     let mut slowest = Duration::ZERO;
     let mut behind = Vec::new();

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{agrees, assign, at_once, clients, codes_of, outcome, seed_codes};
+use crate::truth;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn codes_that_arrive_while_others_are_drawn_are_neither_lost_nor_given_twice() {
@@ -205,7 +206,7 @@ async fn a_book_is_not_exhausted_while_somebody_else_may_give_its_last_coupon_ba
         let body = json!({ "book_id": book_id, "user_id": users[0] });
         let job = admin.post("/v1/coupons/assign", body).await.expect(202);
         let job_id = job["id"].as_str().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(4);
+        let deadline = Instant::now() + truth::PATIENCE;
         while !sqlx::query_scalar::<_, bool>(
             "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')",
         )

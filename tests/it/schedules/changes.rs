@@ -1,12 +1,10 @@
 //! What people do to schedules: pause, change, preview, and what is refused.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{FAR, Scene, distributions, due, outcomes};
-use crate::truth::eventually;
+use crate::truth::{PATIENCE, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_schedule_does_not_fire_and_goes_on_from_now() {
@@ -119,10 +117,7 @@ async fn a_time_that_has_just_passed_is_meant_at_once_also_in_a_change() {
     scene.patch(changed, json!({ "run_at": just_now() })).await;
     for schedule_id in [made, changed] {
         let fired = || outcomes(scene.pool(), schedule_id);
-        eventually("it fires", Duration::from_secs(30), fired, |fired| {
-            !fired.is_empty()
-        })
-        .await;
+        eventually("it fires", PATIENCE, fired, |fired| !fired.is_empty()).await;
         assert_eq!(outcomes(scene.pool(), schedule_id).await, ["started"]);
         assert_eq!(scene.read(schedule_id).await["next_fire_at"], Value::Null);
     }

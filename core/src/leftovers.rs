@@ -44,24 +44,24 @@ pub const DELETE_MARKS: &str = "DELETE FROM job_marks WHERE ctid = ANY (ARRAY(
 /// When the database fails.
 pub async fn sweep_leftovers(connection: &mut PgConnection, keep: &Retention) -> Result<bool> {
     let gone = [
-        delete(connection, DELETE_TICKS).await?,
-        delete(connection, DELETE_IDEMPOTENCY_KEYS).await?,
-        session::sweep(&mut *connection, BATCH).await?,
-        budget::sweep(&mut *connection, BATCH).await?,
+        delete(connection, DELETE_TICKS, BATCH).await?,
+        delete(connection, DELETE_IDEMPOTENCY_KEYS, BATCH).await?,
+        delete(connection, session::DELETE_EXPIRED, BATCH).await?,
+        delete(connection, budget::DELETE_PASSED, BATCH).await?,
         sweep::sweep_dead_uploads(connection).await?,
         sweep::sweep_old_texts(connection, i64::from(keep.uploads) * DAY).await?,
-        sweep::sweep_seen(&mut *connection).await?,
+        delete(connection, sweep::DELETE_SEEN, sweep::KEYS).await?,
         pool::sweep(&mut *connection).await?,
-        delete(connection, DELETE_MARKS).await?,
+        delete(connection, DELETE_MARKS, BATCH).await?,
         retention::sweep(connection, keep).await?,
     ];
     Ok(gone.iter().any(|rows| *rows > 0))
 }
 
-async fn delete(connection: &mut PgConnection, sql: &'static str) -> Result<u64> {
+async fn delete(connection: &mut PgConnection, sql: &'static str, batch: i64) -> Result<u64> {
     Ok(sqlx::query(sql)
         .persistent(false)
-        .bind(BATCH)
+        .bind(batch)
         .execute(connection)
         .await?
         .rows_affected())

@@ -11,7 +11,7 @@ use crate::error::StoreError;
 const CHUNKS: i64 = 64;
 
 /// Remembered keys deleted at once.
-const KEYS: i64 = 20_000;
+pub(crate) const KEYS: i64 = 20_000;
 
 /// A batch of the chunks of some uploads.
 pub const DELETE_CHUNKS: &str = "DELETE FROM upload_chunks WHERE ctid = ANY (ARRAY(
@@ -100,20 +100,6 @@ async fn delete_chunks(connection: &mut PgConnection, uploads: &[Uuid]) -> Resul
         .persistent(false)
         .bind(uploads)
         .bind(CHUNKS)
-        .execute(connection)
-        .await?
-        .rows_affected())
-}
-
-/// Deletes a batch of what validating passes remembered whose jobs are over; gives how many rows went. Call it until it
-/// gives 0.
-///
-/// # Errors
-/// When the database fails.
-pub async fn sweep_seen(connection: &mut PgConnection) -> Result<u64, StoreError> {
-    Ok(sqlx::query(DELETE_SEEN)
-        .persistent(false)
-        .bind(KEYS)
         .execute(connection)
         .await?
         .rows_affected())

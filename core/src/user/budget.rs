@@ -280,23 +280,10 @@ pub async fn reset<'e>(conn: impl PgExecutor<'e>, switch: SecurityBudgets, budge
     Ok(())
 }
 
-/// A batch of counters whose window has passed; one that is being spent is no longer old.
-pub const SWEEP: &str = "DELETE FROM security_budgets WHERE ctid = ANY (ARRAY(
+/// A batch of counters whose window has passed; one that is being spent is no longer old. Correctness never waits for it.
+pub const DELETE_PASSED: &str = "DELETE FROM security_budgets WHERE ctid = ANY (ARRAY(
          SELECT ctid FROM security_budgets WHERE window_until < now()
          ORDER BY window_until LIMIT $1 FOR UPDATE SKIP LOCKED))";
-
-/// Deletes at most `batch` counters whose window has passed and returns how many; correctness never waits for it.
-///
-/// # Errors
-/// When the database fails.
-pub async fn sweep<'e>(conn: impl PgExecutor<'e>, batch: i64) -> Result<u64> {
-    Ok(sqlx::query(SWEEP)
-        .persistent(false)
-        .bind(batch)
-        .execute(conn)
-        .await?
-        .rows_affected())
-}
 
 /// Never longer than the window: a spend that waited for the row began before the one that opened the window, and
 /// measures from its own beginning.

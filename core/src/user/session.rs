@@ -9,7 +9,7 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{FromRow, PgConnection, PgExecutor, Row, postgres::PgRow};
+use sqlx::{FromRow, PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
@@ -206,24 +206,11 @@ pub async fn revoke_all(conn: &mut PgConnection, user_id: Uuid, keep: Option<Uui
     Ok(())
 }
 
-/// A batch of tokens that have been out of date for a day.
-pub const SWEEP: &str = "DELETE FROM refresh_tokens WHERE ctid = ANY (ARRAY(
+/// A batch of tokens that have been out of date for a day. One that is gone answers as one that is out of date, so
+/// correctness never waits for this.
+pub const DELETE_EXPIRED: &str = "DELETE FROM refresh_tokens WHERE ctid = ANY (ARRAY(
          SELECT ctid FROM refresh_tokens WHERE expires_at < now() - interval '1 day'
          ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))";
-
-/// Deletes at most `batch` tokens that have been out of date for a day and returns how many. A token that is gone
-/// answers as one that is out of date, so correctness never waits for this.
-///
-/// # Errors
-/// When the database fails.
-pub async fn sweep<'e>(conn: impl PgExecutor<'e>, batch: i64) -> Result<u64> {
-    Ok(sqlx::query(SWEEP)
-        .persistent(false)
-        .bind(batch)
-        .execute(conn)
-        .await?
-        .rows_affected())
-}
 
 /// Locks the account that a refresh token belongs to.
 async fn lock_owner(conn: &mut PgConnection, refresh_token: &str) -> Result<Option<Locked>> {

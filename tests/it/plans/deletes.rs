@@ -25,8 +25,8 @@ fn deletes() -> Vec<Hot> {
             batch(),
         ),
         ("job_marks", "bigint", leftovers::DELETE_MARKS, batch()),
-        ("refresh_tokens", "bigint", session::SWEEP, batch()),
-        ("security_budgets", "bigint", budget::SWEEP, batch()),
+        ("refresh_tokens", "bigint", session::DELETE_EXPIRED, batch()),
+        ("security_budgets", "bigint", budget::DELETE_PASSED, batch()),
         (
             "upload_chunks",
             "uuid[], bigint",

@@ -13,7 +13,10 @@ use coupon_core::{
     stats::roll_up::roll_up,
 };
 use serde_json::Value;
+use tokio::time::Instant;
 use uuid::Uuid;
+
+use crate::truth::PATIENCE;
 
 /// One step of the sweep, without the margin; gives whether there is more.
 async fn step(db: &Db) -> bool {
@@ -36,6 +39,7 @@ async fn rolled_up(db: &Db) {
         .await
         .unwrap();
     let wanted = id_at(now + TimeDelta::milliseconds(1));
+    let deadline = Instant::now() + PATIENCE;
     loop {
         step(db).await;
         let (until, left): (Uuid, i64) =
@@ -46,6 +50,10 @@ async fn rolled_up(db: &Db) {
         if until >= wanted && left == 0 {
             return;
         }
+        assert!(
+            Instant::now() < deadline,
+            "the sums stand at {until}, {left} changes are left"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

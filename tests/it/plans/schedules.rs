@@ -22,7 +22,7 @@ pub(super) fn hot() -> Vec<Hot> {
             &["schedules_due"],
         ),
         Hot {
-            blocks: 13_000, // the latest of each of 2,000 schedules, and whether it has older ones
+            blocks: 9_000, // two blocks for the latest fire of each of 2,000 schedules, and two for older ones
             ..statement(
                 "retention: fires",
                 "int, bigint",

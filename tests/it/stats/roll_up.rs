@@ -8,10 +8,11 @@ use coupon_core::{
     stats::roll_up::{EVENTS_BATCH, roll_up},
 };
 use coupon_tests::fresh;
-use tokio::sync::Barrier;
+use tokio::{sync::Barrier, time::Instant};
 use uuid::Uuid;
 
 use super::{rolled_up, seed_hours, step};
+use crate::truth::PATIENCE;
 
 /// Book, hours that have a row, codes that came in, assignments, and what is unassigned and assigned at the end.
 async fn sums(db: &Db) -> Vec<(Uuid, i64, i64, i64, i64, i64)> {
@@ -32,8 +33,10 @@ async fn sums_are_the_same_after_sweeps_that_were_killed_ran_twice_or_side_by_si
     let books = [Uuid::from_u128(1), Uuid::from_u128(2)];
     seed_hours(&db, books, from, 30).await;
     // A mark counts once everybody on the server who wrote before it has ended, other databases' writers too.
+    let deadline = Instant::now() + PATIENCE;
     let mut seen: i64 = 0;
     while seen < 30 * 6 * 4 {
+        assert!(Instant::now() < deadline, "{seen} assignments are in the sums");
         // Killed: all that it did is gone.
         let mut tx = db.begin().await.unwrap();
         roll_up(&mut tx, Duration::ZERO).await.unwrap();
@@ -87,7 +90,9 @@ async fn more_events_than_a_step_takes_are_taken_in_several() {
     tokio::time::sleep(Duration::from_millis(2)).await; // the next mark has a later millisecond
     let mut more = step(&db).await;
     // A mark counts once everybody on the server who wrote before it has ended, other databases' writers too.
+    let deadline = Instant::now() + PATIENCE;
     while sums(&db).await.is_empty() {
+        assert!(Instant::now() < deadline, "no event is in the sums");
         more = step(&db).await;
     }
     assert!(more, "there is more");

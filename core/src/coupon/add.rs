@@ -43,7 +43,7 @@ pub(crate) struct New<'a> {
 }
 
 /// What some coupons of a chunk have. A column that none has is not sent: the server need not read a null for each row.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Extras {
     pub(crate) expires_at: bool,
     pub(crate) metadata: bool,

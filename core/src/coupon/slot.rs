@@ -55,8 +55,8 @@ pub(crate) async fn lock_book(connection: &mut PgConnection, book_id: Uuid) -> R
 }
 
 /// Lets the planner know of many new coupons at once; until then it may take a book for a small one. The book's draw is
-/// held meanwhile, so the sample is a fifth of the usual one: a tenth of a second. The server takes a larger one in its own
-/// time.
+/// held meanwhile, so the sample is a fifth of the usual one: a tenth of a second. The server takes the usual one when a
+/// tenth of the coupons has changed since.
 pub(crate) async fn refresh_statistics(connection: &mut PgConnection) -> Result<()> {
     sqlx::query("SET LOCAL default_statistics_target = 20")
         .execute(&mut *connection)

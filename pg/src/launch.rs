@@ -28,11 +28,12 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(60);
 const LOG_TAIL: usize = 20;
 
 /// Settings of every server we start. Errors of statements are the client's to log: their text can hold values.
-const SETTINGS: [(&str, &str); 16] = [
+const SETTINGS: [(&str, &str); 17] = [
     ("listen_addresses", ""),
     ("port", "5432"), // only names the socket
     ("unix_socket_permissions", "0600"),
     ("shared_buffers", "128MB"),
+    ("wal_buffers", "64MB"), // or whoever copies rows in writes and syncs the log itself, where the log's writer could
     ("max_wal_size", "4GB"),
     ("checkpoint_completion_target", "0.9"),
     ("random_page_cost", "1.1"), // flash storage

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     key::BookKey,
     pattern::{Given, Pattern},
-    wave::{self, WAVE, WaveId},
+    wave::{self, FIRST_WAVE, WAVE, WaveId},
 };
 use crate::{
     coupon::{
@@ -52,7 +52,7 @@ pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome
         return Ok(Finished::undecodable());
     };
     if ledger::is_cancelled(connection, job_id).await? {
-        wave::forget(generation.wave);
+        wave::forget(generation.origin.book_id, i64::MAX);
         return Ok(generation.finished(State::Cancelled, None));
     }
     if !slot::take(connection, generation.origin.book_id, job_id).await? {
@@ -66,8 +66,11 @@ pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome
         }
         done => done?,
     };
-    if matches!(outcome, Outcome::Finished(_)) && generation.made >= slot::STATISTICS_FROM {
-        slot::refresh_statistics(connection).await?;
+    if matches!(outcome, Outcome::Finished(_)) {
+        wave::forget(generation.origin.book_id, i64::MAX);
+        if generation.made >= slot::STATISTICS_FROM {
+            slot::refresh_statistics(connection).await?;
+        }
     }
     Ok(outcome)
 }
@@ -187,12 +190,13 @@ impl Generation {
         }
         let chunk = self.chunk(&numbers);
         let length = i64::try_from(chunk.len()).unwrap_or(0);
+        self.make_ahead(length, &pattern);
         let made = self.write(connection, &mut draw, &book, &pattern, chunk).await?;
         self.made += made;
         self.skipped += length - made;
         self.wave_done += length;
         if self.wave_done >= self.wave.end - self.wave.start {
-            wave::forget(self.wave);
+            wave::forget(self.origin.book_id, self.wave.end);
         }
         self.save(connection, made).await?;
         if self.made >= self.count {
@@ -200,6 +204,20 @@ impl Generation {
         } else {
             Ok(Outcome::NextStep(self.progress()))
         }
+    }
+
+    /// While the database stores `length` codes, the last of their wave, the next wave is made: the one that will be
+    /// reserved, unless codes are skipped.
+    fn make_ahead(&self, length: i64, pattern: &Pattern) {
+        if self.wave_done + length < self.wave.end - self.wave.start || self.made + length >= self.count {
+            return;
+        }
+        let next = WaveId {
+            start: self.wave.end,
+            end: self.wave.end + wave_length(self.made + length, self.count),
+            ..self.wave
+        };
+        wave::begin(next, self.key.permutation(pattern));
     }
 
     /// Reserves the numbers of the next wave. The rest of a cancelled one is never used: a pattern spells at least ten
@@ -220,7 +238,7 @@ impl Generation {
         .bind(&self.pattern)
         .bind(self.alphabet.as_deref())
         .bind(self.checked)
-        .bind((self.count - self.made).min(WAVE))
+        .bind(wave_length(self.made, self.count))
         .bind(space)
         .fetch_optional(&mut *connection)
         .await?;
@@ -418,6 +436,11 @@ impl Generation {
             refusal,
         })
     }
+}
+
+/// Numbers of the wave that is begun when so many codes of `count` are made.
+fn wave_length(made: i64, count: i64) -> i64 {
+    (count - made).min(if made == 0 { FIRST_WAVE } else { WAVE })
 }
 
 /// The runs of a step.

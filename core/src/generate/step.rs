@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     key::BookKey,
     pattern::{Given, Pattern},
-    wave::{self, FIRST_WAVE, WAVE, WaveId},
+    wave::{self, WAVE, WaveId},
 };
 use crate::{
     coupon::{
@@ -438,9 +438,11 @@ impl Generation {
     }
 }
 
-/// Numbers of the wave that is begun when so many codes of `count` are made.
+/// Numbers of the wave that is begun when so many codes of `count` are made. For a job's first one the database waits, so it
+/// has those of a step; the others are made while the database stores the codes of the one before.
 fn wave_length(made: i64, count: i64) -> i64 {
-    (count - made).min(if made == 0 { FIRST_WAVE } else { WAVE })
+    let most = if made == 0 { STEP_CODES as i64 } else { WAVE };
+    (count - made).min(most)
 }
 
 /// The runs of a step.

@@ -19,10 +19,6 @@ use crate::error::{Result, StoreError};
 /// Numbers of a wave: 8 MiB.
 pub(super) const WAVE: i64 = 1 << 19;
 
-/// Numbers of a job's first wave, for which the database waits: those of a step. The others are made while the database
-/// stores the codes of the one before.
-pub(super) const FIRST_WAVE: i64 = 80_000;
-
 /// Waves that are kept: of each of two jobs that take turns the one that is written and the next.
 const KEPT: usize = 4;
 

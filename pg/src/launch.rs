@@ -33,7 +33,7 @@ const SETTINGS: [(&str, &str); 17] = [
     ("port", "5432"), // only names the socket
     ("unix_socket_permissions", "0600"),
     ("shared_buffers", "128MB"),
-    ("wal_buffers", "64MB"), // or whoever copies rows in writes and syncs the log itself, where the log's writer could
+    ("wal_buffers", "64MB"), // a COPY fills the 4 MB of the default sooner than the log's writer comes by
     ("max_wal_size", "4GB"),
     ("checkpoint_completion_target", "0.9"),
     ("random_page_cost", "1.1"), // flash storage

@@ -2,8 +2,6 @@
 //!
 //! Invariant: every row has the number of fields that the writer was made for, in the order of the COPY's columns.
 
-use std::ops::Range;
-
 use chrono::{DateTime, TimeZone, Utc};
 use uuid::Uuid;
 
@@ -101,24 +99,6 @@ impl Rows {
     /// Takes what is written so far, to be sent.
     pub(crate) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
-    }
-
-    /// The rows alone, in the order in which they are named here, by where each lies between what [`Rows::len`] told before
-    /// and after it; in pieces of about `piece` bytes.
-    pub(crate) fn ordered(self, rows: impl Iterator<Item = Range<usize>>, piece: usize) -> Vec<Vec<u8>> {
-        let mut pieces = Vec::new();
-        let mut bytes = Vec::new();
-        for row in rows {
-            if bytes.is_empty() {
-                bytes.reserve(piece + piece / 8);
-            }
-            bytes.extend_from_slice(&self.bytes[row]);
-            if bytes.len() >= piece {
-                pieces.push(std::mem::take(&mut bytes));
-            }
-        }
-        pieces.push(bytes);
-        pieces
     }
 
     /// The end, with what is left.

@@ -130,7 +130,7 @@ impl Scene {
         let Some(job) = claimed.first() else {
             return Ok(false);
         };
-        let outcome = step::step(&mut tx, job.id).await?;
+        let outcome = step::step(&mut tx, job.id, None).await?;
         let outcome = match outcome {
             Outcome::Snoozed(_) => Outcome::Snoozed(std::time::Duration::ZERO),
             other => other,
@@ -289,7 +289,10 @@ async fn one_import_of_a_book_runs_at_a_time() -> Result<()> {
     .await?;
     db::commit(tx).await?;
     let mut tx = db.begin().await?;
-    assert!(matches!(step::step(&mut tx, list).await?, Outcome::Snoozed(_)));
+    assert!(matches!(
+        step::step(&mut tx, list, None).await?,
+        Outcome::Snoozed(_)
+    ));
     drop(tx);
     let job = scene.run(list).await?;
     assert_eq!(scene.job(first).await?.state, State::Succeeded);
@@ -318,7 +321,7 @@ async fn a_cancelled_import_keeps_what_is_committed() -> Result<()> {
     let job = scene.run(job_id).await?;
     assert_eq!(
         (job.state, job.counts["accepted"]),
-        (State::Cancelled, step::STEP_RECORDS as i64)
+        (State::Cancelled, step::FIRST_STEP_RECORDS as i64)
     );
     assert_eq!(
         scene.count("SELECT count(*) FROM coupons").await?,

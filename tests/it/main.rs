@@ -5,6 +5,7 @@
     reason = "a test that meets what it does not expect is to fail"
 )]
 
+mod abreast;
 mod access;
 mod accounts;
 mod bad_input;

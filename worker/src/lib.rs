@@ -1,7 +1,7 @@
 //! The workers: they claim due jobs, run them in locked transactions, and tidy up by schedule.
 //!
-//! Invariant: effect, result and acknowledgement of a job are one commit. A worker that dies at any point has done all
-//! or nothing, and what it had is due again at once.
+//! Invariant: effect, result and acknowledgement of a job are one commit, and so are effect and place of a step. A worker
+//! that dies at any point has done all or nothing of each, and what it had is due again at once.
 
 mod jobs;
 mod queue;
@@ -11,6 +11,7 @@ mod verdict;
 use std::{sync::Arc, time::Duration};
 
 use coupon_core::{
+    coupon::abreast::{self, Abreast},
     db::{Db, Role},
     error::StoreError,
     job::{Queue, signals::Signals},
@@ -71,10 +72,14 @@ impl Workers {
         step_patience: Duration,
     ) -> Result<Self, StoreError> {
         // A batch holds one connection from its claim to its commit; each queue has one more for a row in trouble and one
-        // for a claim under way.
+        // for a claim under way. A bulk job whose steps go abreast takes some beside its batch's.
         let size = |of: &dyn Fn(Queue) -> bool| {
             let queues = queues.iter().filter(|queue| of(**queue));
-            let connections: usize = queues.map(|queue| shape(*queue).0 + 2).sum();
+            let connections = queues.map(|queue| match (*queue, shape(*queue).0) {
+                (Queue::Bulk, batches) => batches * (1 + abreast::CONNECTIONS) + 2,
+                (Queue::Assign | Queue::System, batches) => batches + 2,
+            });
+            let connections: usize = connections.sum();
             u32::try_from(connections).unwrap_or(16).max(3)
         };
         // Under a name of this process's own, which says what it works on: whoever asks the server who is connected
@@ -92,7 +97,13 @@ impl Workers {
         metrics::watch_pool("assigns", &assigns);
         metrics::watch_pool("jobs", &db);
         metrics::watch_pool("marks", &marks);
-        let runner = Arc::new(Runner::new(marks.clone(), signals.clone(), keep, step_patience));
+        let runner = Arc::new(Runner::new(
+            marks.clone(),
+            Abreast::new(db.clone()),
+            signals.clone(),
+            keep,
+            step_patience,
+        ));
         let (stop, stopping) = watch::channel(false);
         let mut tasks = Vec::new();
         for queue in queues {

@@ -4,17 +4,12 @@
 //! time of its event and no other chunk's of the book, so the arrival number of each can be recomputed from the event's
 //! first one: whoever is given the draw's seed can check the draw key of every coupon.
 
-use std::ops::Range;
-
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, postgres::PgCopyIn};
 use uuid::Uuid;
 
 use super::draw::DrawState;
-use crate::{
-    binary_copy::Rows,
-    error::{Result, StoreError},
-};
+use crate::{binary_copy::Rows, error::Result};
 
 /// Bytes sent to the database at once: it stores them while the next ones are prepared.
 const SEND: usize = 128 << 10;
@@ -114,7 +109,8 @@ impl Common {
     }
 }
 
-/// A chunk of coupons on its way into the table, written in the order of their keys: best when these lie all over the book.
+/// A chunk of coupons on its way into the table, written in the order of their keys: neighbours in the primary key find
+/// their page at hand when they are written one after another.
 pub(crate) struct Chunk<'a> {
     copy: PgCopyIn<&'a mut PgConnection>,
     rows: Rows,
@@ -153,78 +149,6 @@ impl<'a> Chunk<'a> {
         self.copy.finish().await?;
         Ok(())
     }
-}
-
-/// A part of a chunk whose rows are written as they lie in the draw: best when the keys of a chunk are neighbours anyway.
-///
-/// There are two large indexes, and what is written along one lies anywhere in the other. Neighbours that are written one
-/// after another find their page at hand.
-pub(crate) struct Run {
-    draw: DrawState,
-    rows: Rows,
-    /// Where each row lies, by its place in the draw.
-    laid: Vec<(i64, Range<usize>)>,
-    common: Common,
-}
-
-impl Run {
-    /// Adds a coupon; they come in the order of their keys, also from run to run.
-    pub(crate) fn add(&mut self, new: &New<'_>) {
-        let (begin, draw_key) = (self.rows.len(), self.draw.lay(new.key));
-        self.common.write(&mut self.rows, draw_key, new);
-        self.laid.push((draw_key, begin..self.rows.len()));
-    }
-
-    fn pieces(mut self) -> (DrawState, Vec<Vec<u8>>) {
-        self.laid.sort_unstable_by_key(|(draw_key, _)| *draw_key);
-        let rows = self.laid.into_iter().map(|(_, row)| row);
-        (self.draw, self.rows.ordered(rows, SEND))
-    }
-}
-
-/// Copies in what each of `runs` adds; while the database stores one, the next is made.
-///
-/// # Errors
-/// When the database fails; a code that the book has already is a broken primary key.
-pub(crate) async fn copy_runs<F>(
-    connection: &mut PgConnection,
-    draw: &mut DrawState,
-    common: Common,
-    runs: impl Iterator<Item = F>,
-) -> Result<()>
-where
-    F: FnOnce(&mut Run) + Send + 'static,
-{
-    let make = |draw: DrawState, fill: F| {
-        tokio::task::spawn_blocking(move || {
-            let mut run = Run {
-                draw,
-                rows: Rows::new(common.extras.fields()),
-                laid: Vec::new(),
-                common,
-            };
-            fill(&mut run);
-            run.pieces()
-        })
-    };
-    let mut runs = runs.fuse();
-    let mut making = runs.next().map(|fill| make(draw.clone(), fill));
-    let mut frame = Rows::new(common.extras.fields());
-    let mut copy = connection.copy_in_raw(&common.extras.copy()).await?;
-    copy.send(frame.take()).await?;
-    while let Some(made) = making.take() {
-        let (state, pieces) = made
-            .await
-            .map_err(|_| StoreError::from(sqlx::Error::WorkerCrashed))?;
-        *draw = state;
-        making = runs.next().map(|fill| make(draw.clone(), fill));
-        for piece in pieces {
-            copy.send(piece).await?;
-        }
-    }
-    copy.send(frame.finish()).await?;
-    copy.finish().await?;
-    Ok(())
 }
 
 /// Writes the draw back and the event of a chunk, which brought the arrivals from `first_arrival` to where they are.

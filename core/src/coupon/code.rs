@@ -9,8 +9,9 @@ pub const MAX_LENGTH: usize = 100;
 /// A well-formed code: 1 to 100 printable ASCII characters, trimmed.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Code {
-    shown: String,
-    folded: String,
+    /// The folded code and behind it the code as given, if that differs: many are kept at once.
+    text: Box<str>,
+    folded: u8,
 }
 
 impl std::fmt::Debug for Code {
@@ -60,33 +61,44 @@ impl Code {
         if shown.len() > MAX_LENGTH {
             return Err(CodeFault::TooLong);
         }
-        let folded: String = shown
-            .bytes()
-            .filter(|byte| !matches!(byte, b' ' | b'-'))
-            .map(|byte| char::from(byte.to_ascii_uppercase()))
-            .collect();
-        if folded.is_empty() {
+        let separators = shown.bytes().filter(|byte| matches!(byte, b' ' | b'-')).count();
+        let folded = shown.len() - separators;
+        if folded == 0 {
             return Err(CodeFault::Empty);
         }
+        let text = if separators == 0 && !shown.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            shown.into()
+        } else {
+            let mut text = String::with_capacity(folded + shown.len());
+            text.extend(shown.chars().filter(|char| !matches!(char, ' ' | '-')));
+            text.make_ascii_uppercase();
+            text.push_str(shown);
+            text.into_boxed_str()
+        };
         Ok(Self {
-            shown: shown.to_owned(),
-            folded,
+            text,
+            folded: u8::try_from(folded).map_err(|_| CodeFault::TooLong)?,
         })
     }
 
     /// The code as given.
     pub fn shown(&self) -> &str {
-        &self.shown
+        let (folded, shown) = self.text.split_at(self.folded.into());
+        if shown.is_empty() { folded } else { shown }
     }
 
     /// The key in a book whose codes are exact or not.
     pub fn key(&self, exact: bool) -> &str {
-        if exact { &self.shown } else { &self.folded }
+        if exact {
+            self.shown()
+        } else {
+            &self.text[..self.folded.into()]
+        }
     }
 
     /// What is stored as the shown code beside that key: nothing when the two are equal.
     pub fn shown_beside_key(&self, exact: bool) -> Option<&str> {
-        (self.key(exact) != self.shown).then_some(self.shown.as_str())
+        (self.key(exact) != self.shown()).then_some(self.shown())
     }
 }
 

@@ -70,6 +70,34 @@ impl DrawState {
         Ok(state)
     }
 
+    /// Where a book's draw stands at the moment, not locked.
+    ///
+    /// # Errors
+    /// `not_found` when there is no such book.
+    pub(crate) async fn peek(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
+        let state: Option<Self> = sqlx::query_as(
+            "SELECT book_id, epoch, cursor, arrivals, seed FROM draw_states WHERE book_id = $1",
+        )
+        .bind(book_id)
+        .fetch_optional(connection)
+        .await?;
+        Ok(state.ok_or_else(Refusal::not_found)?)
+    }
+
+    /// Where it will stand when so many codes have arrived and nothing else has happened.
+    pub(crate) fn after(&self, arriving: i64) -> Self {
+        Self {
+            arrivals: self.arrivals + arriving,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it stands where `other` does.
+    pub(crate) fn stands_as(&self, other: &Self) -> bool {
+        let place = |state: &Self| (state.book_id, state.epoch, state.cursor, state.arrivals);
+        place(self) == place(other)
+    }
+
     /// Whose draw it is.
     pub fn book_id(&self) -> Uuid {
         self.book_id

@@ -12,6 +12,7 @@
 //! What zero rows meant is found out afterwards, by [`explain`], to give the exact refusal.
 //! A lock past its time is no lock: every guard and every read compares `locked_until` with the database's clock.
 
+pub mod abreast;
 pub mod accept;
 pub mod assign;
 pub mod batch;

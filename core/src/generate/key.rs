@@ -13,6 +13,7 @@ use super::{pattern::Pattern, permutation::Permutation};
 use crate::error::{Refusal, Result};
 
 /// A book's key.
+#[derive(Clone)]
 pub(super) struct BookKey([u8; 32]);
 
 impl BookKey {

@@ -6,7 +6,8 @@
 //!
 //! The way of a job: [`create::create`] reads the [`pattern`], holds it to the bounds of [`outlook`] and accepts the job →
 //! [`step::step`] reserves numbers a [`wave`] at a time, puts them through the [`permutation`], and writes the codes as an
-//! import does. What can be told of a code without looking it up is in [`form`]. To add an alphabet: [`alphabet`].
+//! import does, two steps abreast where that is possible ([`crate::coupon::abreast`]). What can be told of a code without
+//! looking it up is in [`form`]. To add an alphabet: [`alphabet`].
 
 pub mod alphabet;
 pub mod check;
@@ -18,6 +19,7 @@ pub mod permutation;
 pub mod preview;
 pub mod step;
 
+mod abreast;
 mod key;
 mod speller;
 mod wave;

@@ -12,12 +12,14 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
+    abreast::Ahead,
     key::BookKey,
     pattern::{Given, Pattern},
     wave::{self, WAVE, WaveId},
 };
 use crate::{
     coupon::{
+        abreast::Abreast,
         add::{self, Origin},
         draw::DrawState,
         slot,
@@ -33,22 +35,25 @@ use crate::{
 /// Codes of a step: less than a second in which the book's draw is held, on a machine that writes 100,000 a second.
 pub const STEP_CODES: usize = 80_000;
 
-/// Codes that are made while the database stores those before: enough to find neighbours in the draw.
-const RUN_CODES: usize = 20_000;
-
-/// Codes of a step's first run, for which the database waits; each of the next ones is four times as long until they have
-/// their full length. A code takes about four times as long to store as to make.
-const FIRST_RUN_CODES: usize = 2_000;
+/// Codes of a job's first step, which takes the book's slot and goes alone.
+pub const FIRST_STEP_CODES: usize = 8_000;
 
 /// The most bytes of metadata of a step.
 const STEP_BYTES: usize = 8 << 20;
 
-/// Runs the next step of making codes.
+/// Runs the next step of making codes, or some, where `abreast` may and nothing speaks against it.
 ///
 /// # Errors
 /// When the database fails; refusals end the job.
-pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome> {
-    let Some(mut generation) = Generation::read(connection, job_id).await? else {
+pub async fn step(connection: &mut PgConnection, job_id: Uuid, abreast: Option<&Abreast>) -> Result<Outcome> {
+    if let Some(abreast) = abreast
+        && let Some(steps) = Ahead::of(connection, job_id).await?
+        && abreast.run(connection, job_id, steps).await?
+        && let Some(generation) = Generation::peek(connection, job_id).await?
+    {
+        return Ok(Outcome::NextStep(generation.progress()));
+    }
+    let Some(mut generation) = Generation::lock(connection, job_id).await? else {
         return Ok(Finished::undecodable());
     };
     if ledger::is_cancelled(connection, job_id).await? {
@@ -98,45 +103,71 @@ struct Row {
 }
 
 /// A job as it stands.
-struct Generation {
-    origin: Origin,
-    key: BookKey,
-    exact: bool,
+#[derive(Clone)]
+pub(super) struct Generation {
+    pub(super) origin: Origin,
+    pub(super) key: BookKey,
+    pub(super) exact: bool,
     pattern: String,
     alphabet: Option<String>,
     checked: bool,
     expires_at: Option<DateTime<Utc>>,
     metadata: Option<String>,
-    count: i64,
-    made: i64,
-    skipped: i64,
-    wave: WaveId,
-    wave_done: i64,
+    pub(super) count: i64,
+    pub(super) made: i64,
+    pub(super) skipped: i64,
+    pub(super) wave: WaveId,
+    pub(super) wave_done: i64,
 }
 
-/// What of the book decides, once nothing can change it any more.
-#[derive(sqlx::FromRow)]
-struct Book {
-    exact_codes: bool,
-    redemptions_per_coupon: i32,
-    created_at: DateTime<Utc>,
-    terse: bool,
-    made: i64,
-}
-
-impl Generation {
-    async fn read(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Self>> {
-        let row: Option<Row> = sqlx::query_as(
+/// A job as it stands, $1 its id.
+macro_rules! select_generation {
+    ($lock:literal) => {
+        concat!(
             "SELECT g.book_id, g.expires_at, g.count, g.made, g.skipped, g.wave_start, g.wave_end, g.wave_done, g.checked,
                     g.tweak, g.pattern, g.alphabet, g.metadata::text AS metadata,
                     j.created_by, j.created_by_kind, j.request_id, b.exact_codes, k.key
              FROM generations g JOIN jobs j ON j.id = g.job_id
              JOIN books b ON b.id = g.book_id JOIN code_keys k ON k.book_id = g.book_id
              WHERE g.job_id = $1",
+            $lock
         )
-        .bind(job_id)
-        .fetch_optional(connection)
-        .await?;
+    };
+}
+
+/// What of the book decides, once nothing can change it any more.
+#[derive(Clone, sqlx::FromRow)]
+pub(super) struct Book {
+    pub(super) exact_codes: bool,
+    pub(super) redemptions_per_coupon: i32,
+    pub(super) created_at: DateTime<Utc>,
+    terse: bool,
+    made: i64,
+}
+
+impl Book {
+    /// Whether codes may be written without a look at what the book has: it has none but those of this pattern, or the
+    /// server's log does not tell the code that it has.
+    pub(super) fn may_be_tried(&self, draw: &DrawState) -> bool {
+        self.terse || draw.arrivals() == self.made
+    }
+}
+
+impl Generation {
+    pub(super) async fn peek(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Self>> {
+        Self::read(connection, job_id, select_generation!("")).await
+    }
+
+    /// No other step of it can end meanwhile, also of a worker that has lost its claim.
+    pub(super) async fn lock(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Self>> {
+        Self::read(connection, job_id, select_generation!(" FOR UPDATE OF g")).await
+    }
+
+    async fn read(connection: &mut PgConnection, job_id: Uuid, sql: &'static str) -> Result<Option<Self>> {
+        let row: Option<Row> = sqlx::query_as(sql)
+            .bind(job_id)
+            .fetch_optional(connection)
+            .await?;
         Ok(row.and_then(|row| {
             Some(Self {
                 wave: WaveId {
@@ -167,7 +198,7 @@ impl Generation {
         }))
     }
 
-    fn given(&self) -> Given<'_> {
+    pub(super) fn given(&self) -> Given<'_> {
         Given {
             pattern: &self.pattern,
             alphabet: self.alphabet.as_deref(),
@@ -176,8 +207,11 @@ impl Generation {
     }
 
     async fn advance(&mut self, connection: &mut PgConnection) -> Result<Outcome> {
+        if self.made >= self.count {
+            return Ok(self.finished(State::Succeeded, None)); // all were written ahead
+        }
         let pattern = Pattern::parse(self.given(), self.exact)?;
-        if self.wave_done >= self.wave.end - self.wave.start {
+        if self.wave_is_done() {
             self.begin_wave(connection, &pattern).await?;
         }
         let numbers = wave::sorted(self.wave, self.key.permutation(&pattern)).await?;
@@ -192,12 +226,7 @@ impl Generation {
         let length = i64::try_from(chunk.len()).unwrap_or(0);
         self.make_ahead(length, &pattern);
         let made = self.write(connection, &mut draw, &book, &pattern, chunk).await?;
-        self.made += made;
-        self.skipped += length - made;
-        self.wave_done += length;
-        if self.wave_done >= self.wave.end - self.wave.start {
-            wave::forget(self.origin.book_id, self.wave.end);
-        }
+        self.count(length, made);
         self.save(connection, made).await?;
         if self.made >= self.count {
             Ok(self.finished(State::Succeeded, None))
@@ -206,23 +235,45 @@ impl Generation {
         }
     }
 
-    /// While the database stores `length` codes, the last of their wave, the next wave is made: the one that will be
-    /// reserved, unless codes are skipped.
-    fn make_ahead(&self, length: i64, pattern: &Pattern) {
-        if self.wave_done + length < self.wave.end - self.wave.start || self.made + length >= self.count {
-            return;
+    pub(super) fn wave_is_done(&self) -> bool {
+        self.wave_done >= self.wave.end - self.wave.start
+    }
+
+    /// Counts the numbers of a step, of which so many became codes.
+    pub(super) fn count(&mut self, length: i64, made: i64) {
+        self.made += made;
+        self.skipped += length - made;
+        self.wave_done += length;
+        if self.wave_is_done() {
+            wave::forget(self.origin.book_id, self.wave.end);
         }
-        let next = WaveId {
+    }
+
+    /// The wave behind this one, which begins when so many more codes are made, unless some are skipped.
+    pub(super) fn next_wave(&self, length: i64) -> WaveId {
+        WaveId {
             start: self.wave.end,
             end: self.wave.end + wave_length(self.made + length, self.count),
             ..self.wave
-        };
-        wave::begin(next, self.key.permutation(pattern));
+        }
+    }
+
+    /// While the database stores `length` codes, the last of their wave, the next wave is made: the one that will be
+    /// reserved, unless codes are skipped.
+    pub(super) fn make_ahead(&self, length: i64, pattern: &Pattern) {
+        if self.wave_done + length < self.wave.end - self.wave.start || self.made + length >= self.count {
+            return;
+        }
+        wave::begin(self.next_wave(length), self.key.permutation(pattern));
     }
 
     /// Reserves the numbers of the next wave. The rest of a cancelled one is never used: a pattern spells at least ten
     /// times as many codes as are made of it.
-    async fn begin_wave(&mut self, connection: &mut PgConnection, pattern: &Pattern) -> Result<()> {
+    pub(super) async fn begin_wave(
+        &mut self,
+        connection: &mut PgConnection,
+        pattern: &Pattern,
+    ) -> Result<()> {
         let tweak = pattern.tweak();
         let space = i64::try_from(pattern.space()).unwrap_or(i64::MAX);
         let reserved: Option<(i64, i64)> = sqlx::query_as(
@@ -268,7 +319,7 @@ impl Generation {
         Ok(())
     }
 
-    async fn book(&self, connection: &mut PgConnection) -> Result<Book> {
+    pub(super) async fn book(&self, connection: &mut PgConnection) -> Result<Book> {
         Ok(sqlx::query_as(
             "SELECT b.exact_codes, b.redemptions_per_coupon, clock_timestamp() AS created_at, p.made,
                     current_setting('log_error_verbosity') = 'terse' AS terse
@@ -282,7 +333,7 @@ impl Generation {
     }
 
     /// The numbers of this step.
-    fn chunk<'a>(&self, numbers: &'a Arc<[u128]>) -> &'a [u128] {
+    pub(super) fn chunk<'a>(&self, numbers: &'a Arc<[u128]>) -> &'a [u128] {
         let bytes = self.metadata.as_ref().map_or(0, String::len);
         let length = STEP_BYTES
             .checked_div(bytes)
@@ -305,10 +356,10 @@ impl Generation {
         pattern: &Pattern,
         chunk: &[u128],
     ) -> Result<i64> {
-        if book.terse || draw.arrivals() == book.made {
+        if book.may_be_tried(draw) {
             sqlx::query("SAVEPOINT chunk").execute(&mut *connection).await?;
             let before = draw.clone();
-            match self.copy(connection, draw, book, pattern, chunk).await {
+            match self.add(connection, draw, book, pattern, chunk).await {
                 Err(Error::Store(error)) if error.is_unique_violation("coupons_pkey") => {
                     *draw = before;
                     sqlx::query("ROLLBACK TO SAVEPOINT chunk")
@@ -319,10 +370,10 @@ impl Generation {
             }
         }
         let fresh = self.without_known(connection, pattern, chunk).await?;
-        self.copy(connection, draw, book, pattern, &fresh).await
+        self.add(connection, draw, book, pattern, &fresh).await
     }
 
-    async fn copy(
+    async fn add(
         &self,
         connection: &mut PgConnection,
         draw: &mut DrawState,
@@ -334,6 +385,20 @@ impl Generation {
             return Ok(0);
         }
         let first_arrival = draw.arrivals();
+        self.copy(connection, draw, book, pattern, numbers).await?;
+        add::record(connection, &self.origin, draw, first_arrival, book.created_at).await?;
+        Ok(draw.arrivals() - first_arrival)
+    }
+
+    /// Copies the codes of numbers in, which are sorted.
+    pub(super) async fn copy(
+        &self,
+        connection: &mut PgConnection,
+        draw: &mut DrawState,
+        book: &Book,
+        pattern: &Pattern,
+        numbers: &[u128],
+    ) -> Result<()> {
         let common = add::Common {
             book_id: self.origin.book_id,
             created_at: book.created_at,
@@ -344,31 +409,21 @@ impl Generation {
                 holder: false,
             },
         };
-        let (pattern, metadata) = (
-            Arc::new(pattern.clone()),
-            self.metadata.clone().map(Arc::<str>::from),
-        );
-        let (allowed, expires_at) = (book.redemptions_per_coupon, self.expires_at);
-        let runs = runs(numbers).map(|numbers| {
-            let (numbers, pattern, metadata) = (numbers.to_vec(), Arc::clone(&pattern), metadata.clone());
-            move |run: &mut add::Run| {
-                let mut speller = pattern.speller();
-                for number in numbers {
-                    let (key, shown) = speller.spell(number);
-                    run.add(&add::New {
-                        key,
-                        shown,
-                        allowed,
-                        expires_at,
-                        metadata: metadata.as_deref(),
-                        holder: None,
-                    });
-                }
-            }
-        });
-        add::copy_runs(connection, draw, common, runs).await?;
-        add::record(connection, &self.origin, draw, first_arrival, book.created_at).await?;
-        Ok(draw.arrivals() - first_arrival)
+        let mut chunk = add::Chunk::begin(connection, draw, common).await?;
+        let mut speller = pattern.speller();
+        for number in numbers {
+            let (key, shown) = speller.spell(*number);
+            let new = add::New {
+                key,
+                shown,
+                allowed: book.redemptions_per_coupon,
+                expires_at: self.expires_at,
+                metadata: self.metadata.as_deref(),
+                holder: None,
+            };
+            chunk.add(&new).await?;
+        }
+        chunk.finish().await
     }
 
     async fn without_known(
@@ -396,7 +451,7 @@ impl Generation {
         Ok(numbers.map(|(number, _)| *number).collect())
     }
 
-    async fn save(&self, connection: &mut PgConnection, made: i64) -> Result<()> {
+    pub(super) async fn save(&self, connection: &mut PgConnection, made: i64) -> Result<()> {
         sqlx::query(
             "WITH counted AS (
                  UPDATE code_patterns SET made = made + $8 WHERE book_id = $9 AND tweak = $7)
@@ -417,7 +472,7 @@ impl Generation {
         Ok(())
     }
 
-    fn progress(&self) -> Step {
+    pub(super) fn progress(&self) -> Step {
         Step {
             done: self.made,
             total: Some(self.count),
@@ -439,19 +494,8 @@ impl Generation {
 }
 
 /// Numbers of the wave that is begun when so many codes of `count` are made. For a job's first one the database waits, so it
-/// has those of a step; the others are made while the database stores the codes of the one before.
+/// has those of the first step; the others are made while the database stores the codes of the one before.
 fn wave_length(made: i64, count: i64) -> i64 {
-    let most = if made == 0 { STEP_CODES as i64 } else { WAVE };
+    let most = if made == 0 { FIRST_STEP_CODES as i64 } else { WAVE };
     (count - made).min(most)
-}
-
-/// The runs of a step.
-fn runs(mut numbers: &[u128]) -> impl Iterator<Item = &[u128]> {
-    let mut length = FIRST_RUN_CODES;
-    std::iter::from_fn(move || {
-        let (run, rest) = numbers.split_at(numbers.len().min(length));
-        numbers = rest;
-        length = RUN_CODES.min(length * 4);
-        (!run.is_empty()).then_some(run)
-    })
 }

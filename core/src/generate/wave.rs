@@ -2,8 +2,7 @@
 //!
 //! Codes whose keys are neighbours are written about twice as fast, since they find their page of the index at hand; but a
 //! step is too short to hold enough of them, and they all lie apart. So half a million numbers are put through at once (a
-//! tenth of a second, beside the database's work), and each step writes the next ones of their order: neighbours, which
-//! leaves it free to write them along the other large index, that of the draw ([`crate::coupon::add::Run`]).
+//! tenth of a second, beside the database's work), and each step writes the next ones of their order.
 //!
 //! Invariant: a wave follows from its book's key, pattern and numbers alone. It is kept between steps to save work; a
 //! process that has not got it, because another did the step before or was killed, makes the same one.

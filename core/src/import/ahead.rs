@@ -66,12 +66,16 @@ pub(super) async fn begin(
     let reading = tokio::task::spawn_blocking(move || {
         read_piece(&source, place, &text, |record| row::read(record, &layout, &rules))
     });
+    keep(from, reading);
+    Ok(())
+}
+
+fn keep(from: From, reading: JoinHandle<Chunk<Row>>) {
     let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
     if ready.len() >= KEPT {
         ready.remove(0);
     }
     ready.push((from, reading));
-    Ok(())
 }
 
 /// The chunk that was read ahead from this place, if it was and has a record.
@@ -89,7 +93,17 @@ pub(super) async fn take(upload_id: Uuid, place: Place, rules: Rules) -> Option<
         ready.retain(|(known, _)| known.upload_id != upload_id);
         found
     };
-    reading?.await.ok().filter(|chunk| !chunk.lines.is_empty())
+    reading?.await.ok().filter(|chunk| chunk.records > 0)
+}
+
+/// Lays a chunk down again that was taken and not used.
+pub(super) fn give_back(upload_id: Uuid, place: Place, rules: Rules, chunk: Chunk<Row>) {
+    let from = From {
+        upload_id,
+        place,
+        rules,
+    };
+    keep(from, tokio::spawn(std::future::ready(chunk)));
 }
 
 /// Forgets what lies ready of an upload that nobody will read on.

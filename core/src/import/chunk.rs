@@ -16,7 +16,7 @@ use super::{
 use crate::error::Result;
 
 /// Text of a step, when records are long.
-const STEP_BYTES: i64 = 4 << 20;
+pub(super) const STEP_BYTES: i64 = 4 << 20;
 
 /// The most of a value that an error line shows, in characters.
 const SHOWN_VALUE: usize = 200;
@@ -103,12 +103,13 @@ pub(crate) struct Chunk<R> {
     pub(crate) rows: Vec<Numbered<R>>,
     /// What keeps others out, by record.
     pub(crate) faults: Vec<(usize, Fault)>,
-    /// The line of each record.
-    pub(crate) lines: Vec<i64>,
-    /// The fields of all records, one after another, and where each record's begin.
+    /// How many there are, good and bad.
+    pub(crate) records: usize,
+    /// Of each record that is kept, its line and how many fields come before its own.
+    kept: Vec<(i64, usize)>,
+    /// The fields of the records that are kept, one after another.
     bytes: Vec<u8>,
     ends: Vec<usize>,
-    begins: Vec<(usize, usize)>,
     /// Where the next step begins.
     pub(crate) place: Place,
     /// Why reading ended, if it did.
@@ -121,10 +122,10 @@ impl<R> Chunk<R> {
             most,
             rows: Vec::new(),
             faults: Vec::new(),
-            lines: Vec::new(),
+            records: 0,
+            kept: Vec::new(),
             bytes: Vec::new(),
             ends: Vec::new(),
-            begins: Vec::new(),
             place,
             end: None,
         }
@@ -152,7 +153,7 @@ impl<R> Chunk<R> {
                     return false;
                 }
                 // What cannot be read gets a step of its own, which leaves the cursor where it is.
-                Next::Unclosed(_) | Next::TooLong(_) if !self.lines.is_empty() => return false,
+                Next::Unclosed(_) | Next::TooLong(_) if self.records > 0 => return false,
                 Next::Unclosed(line) => {
                     let detail = "A quote that is opened on this line never closes.".to_owned();
                     self.stop(line, "unclosed_quote", detail);
@@ -172,47 +173,65 @@ impl<R> Chunk<R> {
     }
 
     fn is_full(&self, from: Place) -> bool {
-        self.lines.len() >= self.most || self.place.offset - from.offset >= STEP_BYTES
+        self.records >= self.most || self.place.offset - from.offset >= STEP_BYTES
     }
 
     fn push(&mut self, record: &Record<'_>, read: Result<R, Fault>) {
-        let number = self.lines.len();
-        self.lines.push(record.line);
-        self.begins.push((self.bytes.len(), self.ends.len()));
-        for field in record.fields() {
-            self.bytes.extend_from_slice(field);
-            self.ends.push(self.bytes.len());
+        if self.records == 0 {
+            self.rows.reserve_exact(self.most);
+            self.kept.reserve_exact(self.most);
         }
+        let number = self.records;
+        self.records += 1;
+        self.keep(record.line, record.fields());
         match read {
             Ok(row) => self.rows.push(Numbered { record: number, row }),
             Err(fault) => self.faults.push((number, fault)),
         }
     }
 
+    fn keep<'a>(&mut self, line: i64, fields: impl Iterator<Item = &'a [u8]>) {
+        self.kept.push((line, self.ends.len()));
+        for field in fields {
+            self.bytes.extend_from_slice(field);
+            self.ends.push(self.bytes.len());
+        }
+    }
+
     /// A record that cannot be read to its end.
     fn stop(&mut self, line: i64, reason: &'static str, detail: String) {
-        self.faults
-            .push((self.lines.len(), Fault::new(None, reason, detail)));
-        self.begins.push((self.bytes.len(), self.ends.len()));
-        self.lines.push(line);
+        self.faults.push((self.records, Fault::new(None, reason, detail)));
+        self.keep(line, std::iter::empty());
+        self.records += 1;
         self.end = Some(End::Stopped(line));
+    }
+
+    /// The fields of a record that is kept.
+    fn fields(&self, record: usize) -> impl Iterator<Item = &[u8]> {
+        let first = self.kept[record].1;
+        let last = self.kept.get(record + 1).map_or(self.ends.len(), |next| next.1);
+        (first..last).map(|field| {
+            let begin = field.checked_sub(1).map_or(0, |before| self.ends[before]);
+            &self.bytes[begin..self.ends[field]]
+        })
     }
 
     /// The fields of a record as they were sent. What the database cannot hold (NUL) shows as U+FFFD.
     fn original(&self, record: usize) -> Vec<String> {
-        let (mut begin, first) = self.begins[record];
-        let last = self
-            .begins
-            .get(record + 1)
-            .map_or(self.ends.len(), |(_, end)| *end);
-        self.ends[first..last]
-            .iter()
-            .map(|end| {
-                let field = &self.bytes[begin..*end];
-                begin = *end;
-                String::from_utf8_lossy(field).replace('\0', "\u{fffd}")
-            })
-            .collect()
+        let text = |field| String::from_utf8_lossy(field).replace('\0', "\u{fffd}");
+        self.fields(record).map(text).collect()
+    }
+
+    /// Lets go of what good records say.
+    pub(crate) fn keep_faulty(&mut self) {
+        let mut faulty = Self::new(self.place, self.most);
+        for (record, _) in &self.faults {
+            faulty.keep(self.kept[*record].0, self.fields(*record));
+        }
+        (self.kept, self.bytes, self.ends) = (faulty.kept, faulty.bytes, faulty.ends);
+        for (kept, (record, _)) in self.faults.iter_mut().enumerate() {
+            *record = kept;
+        }
     }
 
     /// Lets go of what the records say; where they end stays known.
@@ -234,9 +253,9 @@ impl<R> Chunk<R> {
             let column = column(fault);
             let value = column.and_then(|column| original.get(column));
             ErrorLine {
-                line: self.lines[*record],
+                line: self.kept[*record].0,
                 entry: serde_json::json!({
-                    "line": self.lines[*record],
+                    "line": self.kept[*record].0,
                     "column": column.map(|column| layout.name(column)),
                     "reason": fault.reason,
                     "detail": fault.detail,

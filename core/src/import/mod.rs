@@ -4,7 +4,8 @@
 //! bytes come in, so a byte offset into the text is an exact place to go on from after a crash, on any machine.
 //!
 //! The way of a file: [`upload::Receiver`] keeps it → [`create::create`] reads its head, finds the dialect and accepts
-//! the job → [`step::step`] runs once per chunk of records, each in one transaction with its cursor → [`report`] tells
+//! the job → [`step::step`] runs once per chunk of records, each in one transaction with its cursor, two of them abreast where
+//! that is possible ([`crate::coupon::abreast`]) → [`report`] tells
 //! of every bad line. Members of a pool come in the same way ([`crate::pool::import`]). To add a column that is understood: [`dialect::Layout`], then [`row::read`].
 
 pub mod create;
@@ -18,6 +19,7 @@ pub mod step;
 pub mod sweep;
 pub mod upload;
 
+mod abreast;
 mod ahead;
 pub(crate) mod chunk;
 mod clock;

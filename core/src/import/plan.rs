@@ -16,19 +16,11 @@ use super::{
 };
 use crate::error::Result;
 
-/// A row to be made.
-pub(super) struct Made {
-    /// What it says.
-    pub(super) row: Row,
-    /// Who gets it at once.
-    pub(super) holder: Option<Uuid>,
-}
-
 /// What a chunk comes to.
 #[derive(Default)]
 pub(super) struct Plan {
-    /// Rows to be made.
-    pub(super) made: Vec<Made>,
+    /// Rows to be made, each with who gets it at once.
+    pub(super) made: Vec<Numbered<Row>>,
     /// What the others are refused for, by record.
     pub(super) faults: Vec<(usize, Fault)>,
     /// How many more coupons users get, by user.
@@ -87,7 +79,7 @@ impl Known {
         if lookup == Lookup::None {
             return Ok(known);
         }
-        let keys: Vec<&str> = rows.iter().map(|numbered| &*numbered.row.key).collect();
+        let keys: Vec<&str> = rows.iter().map(|numbered| numbered.row.key()).collect();
         // One look into the primary key per code: OFFSET 0 keeps the planner from turning it into a scan of the book.
         let found: Vec<(String, DateTime<Utc>)> = sqlx::query_as(
             "SELECT k.key, c.created_at FROM unnest($2::text[]) AS k (key),
@@ -113,7 +105,7 @@ impl Known {
     ) -> Result<()> {
         let mut keys: Vec<String> = rows
             .iter()
-            .map(|numbered| format!("c{}", numbered.row.key))
+            .map(|numbered| format!("c{}", numbered.row.key()))
             .collect();
         keys.extend(self.users.values().map(|user| format!("u{}", user.id)));
         let seen: Vec<(String, i32)> = sqlx::query_as(
@@ -141,10 +133,7 @@ impl Known {
         scope: Scope<'_>,
         rows: &[Numbered<Row>],
     ) -> Result<()> {
-        let emails: BTreeSet<&str> = rows
-            .iter()
-            .filter_map(|numbered| numbered.row.email.as_deref())
-            .collect();
+        let emails: BTreeSet<&str> = rows.iter().filter_map(|numbered| numbered.row.email()).collect();
         if emails.is_empty() {
             return Ok(());
         }
@@ -177,35 +166,37 @@ impl Known {
     }
 
     /// Decides the rows in order.
-    pub(super) fn decide(mut self, rows: Vec<Numbered<Row>>) -> Plan {
+    pub(super) fn decide(mut self, mut rows: Vec<Numbered<Row>>) -> Plan {
         let mut plan = Plan::default();
+        let mut holders: Vec<(usize, Uuid)> = Vec::new();
         let mut made: HashSet<&str> = HashSet::with_capacity(rows.len());
-        let mut decided: Vec<Result<Option<Uuid>, Fault>> = Vec::with_capacity(rows.len());
-        for Numbered { row, .. } in &rows {
-            let own = match self.codes.get(&*row.key) {
+        for (index, Numbered { record, row }) in rows.iter().enumerate() {
+            let own = match self.codes.get(row.key()) {
                 Some(own) => Some(*own),
-                None => made.contains(&*row.key).then_some(true),
+                None => made.contains(row.key()).then_some(true),
             };
             let holder = match own {
                 Some(own) => Err(duplicate(own)),
-                None => self.admit(row.email.as_deref()),
+                None => self.admit(row.email()),
             };
-            if let Ok(holder) = &holder {
-                made.insert(&row.key);
-                if let Some(user) = holder {
-                    *self.held.entry(*user).or_default() += 1;
-                    *plan.shares.entry(*user).or_default() += 1;
-                }
-            }
-            decided.push(holder);
-        }
-        plan.made.reserve(made.len());
-        for (Numbered { record, row }, holder) in rows.into_iter().zip(decided) {
             match holder {
-                Ok(holder) => plan.made.push(Made { row, holder }),
-                Err(fault) => plan.faults.push((record, fault)),
+                Ok(holder) => {
+                    made.insert(row.key());
+                    if let Some(user) = holder {
+                        *self.held.entry(user).or_default() += 1;
+                        *plan.shares.entry(user).or_default() += 1;
+                        holders.push((index, user));
+                    }
+                }
+                Err(fault) => plan.faults.push((*record, fault)),
             }
         }
+        for (index, user) in holders {
+            rows[index].row.set_holder(user);
+        }
+        let mut faults = plan.faults.iter().peekable();
+        rows.retain(|numbered| faults.next_if(|(record, _)| *record == numbered.record).is_none());
+        plan.made = rows;
         plan
     }
 

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
+use uuid::Uuid;
 
 use super::{
     clock,
@@ -38,18 +39,53 @@ pub struct Rules {
 /// A record that is good by itself.
 #[derive(Clone)]
 pub struct Row {
-    /// What makes the code equal to others.
-    pub key: Box<str>,
-    /// The code as shown, when it differs from the key.
-    pub shown: Option<Box<str>>,
-    /// Who is to hold it.
-    pub email: Option<Box<str>>,
-    /// When it expires.
-    pub expires_at: Option<DateTime<Utc>>,
+    code: Code,
+    exact: bool,
     /// Uses in all.
     pub allowed: i32,
+    /// When it expires.
+    pub expires_at: Option<DateTime<Utc>>,
+    more: Option<Box<More>>,
+}
+
+/// What few rows have.
+#[derive(Clone, Default)]
+struct More {
+    email: Option<Box<str>>,
+    holder: Option<Uuid>,
+    metadata: Option<Box<str>>,
+}
+
+impl Row {
+    /// What makes the code equal to others.
+    pub fn key(&self) -> &str {
+        self.code.key(self.exact)
+    }
+
+    /// The code as shown, when it differs from the key.
+    pub fn shown(&self) -> Option<&str> {
+        self.code.shown_beside_key(self.exact)
+    }
+
+    /// Who is to hold it, by e-mail address.
+    pub fn email(&self) -> Option<&str> {
+        self.more.as_ref()?.email.as_deref()
+    }
+
+    /// Who is to hold it, once that is known.
+    pub fn holder(&self) -> Option<Uuid> {
+        self.more.as_ref()?.holder
+    }
+
+    /// Says who is to hold it.
+    pub fn set_holder(&mut self, user_id: Uuid) {
+        self.more.get_or_insert_default().holder = Some(user_id);
+    }
+
     /// A JSON object.
-    pub metadata: Option<Box<str>>,
+    pub fn metadata(&self) -> Option<&str> {
+        self.more.as_ref()?.metadata.as_deref()
+    }
 }
 
 impl std::fmt::Debug for Row {
@@ -104,32 +140,42 @@ pub fn read(record: &Record<'_>, layout: &Layout, rules: &Rules) -> Result<Row, 
         ));
     }
     let code = read_code(record.field(layout.code), layout.code)?;
-    Ok(Row {
-        key: code.key(rules.exact_codes).into(),
-        shown: code.shown_beside_key(rules.exact_codes).map(Box::from),
-        email: optional(record, layout.user_email, |text| {
-            if text.len() > MAX_EMAIL || text.contains('\0') {
-                return Err(("unknown_user", "No user has this e-mail address.".into()));
-            }
-            Ok(Box::from(text))
-        })?,
-        expires_at: optional(record, layout.expires_at, |text| {
-            clock::parse(text, rules.zone).ok_or((
-                "bad_date",
-                "This is no time as in 2026-12-31, 2026-12-31 18:00 or 2026-12-31T18:00:00Z.".into(),
+    let email = optional(record, layout.user_email, |text| {
+        if text.len() > MAX_EMAIL || text.contains('\0') {
+            return Err(("unknown_user", "No user has this e-mail address.".into()));
+        }
+        Ok(Box::from(text))
+    })?;
+    let expires_at = optional(record, layout.expires_at, |text| {
+        clock::parse(text, rules.zone).ok_or((
+            "bad_date",
+            "This is no time as in 2026-12-31, 2026-12-31 18:00 or 2026-12-31T18:00:00Z.".into(),
+        ))
+    })?;
+    let allowed = optional(record, layout.max_redemptions, |text| {
+        text.parse::<i32>()
+            .ok()
+            .filter(|uses| (1..=MAX_REDEMPTIONS).contains(uses))
+            .ok_or((
+                "bad_number",
+                format!("This is no number from 1 to {MAX_REDEMPTIONS}.").into(),
             ))
-        })?,
-        allowed: optional(record, layout.max_redemptions, |text| {
-            text.parse::<i32>()
-                .ok()
-                .filter(|uses| (1..=MAX_REDEMPTIONS).contains(uses))
-                .ok_or((
-                    "bad_number",
-                    format!("This is no number from 1 to {MAX_REDEMPTIONS}.").into(),
-                ))
-        })?
-        .unwrap_or(rules.redemptions_per_coupon),
-        metadata: read_metadata(record, layout)?,
+    })?
+    .unwrap_or(rules.redemptions_per_coupon);
+    let metadata = read_metadata(record, layout)?;
+    let more = (email.is_some() || metadata.is_some()).then(|| {
+        Box::new(More {
+            email,
+            holder: None,
+            metadata,
+        })
+    });
+    Ok(Row {
+        code,
+        exact: rules.exact_codes,
+        allowed,
+        expires_at,
+        more,
     })
 }
 
@@ -256,25 +302,19 @@ mod tests {
             true,
         );
         let first = rows[0].as_ref().unwrap();
-        assert_eq!((&*first.key, first.shown.as_deref()), ("AB1", Some("ab-1")));
-        assert_eq!(
-            (first.email.as_deref(), first.allowed),
-            (Some("Ann@example.com"), 5)
-        );
-        assert_eq!(first.metadata.as_deref(), Some(r#"{"a":1,"shop":"x"}"#));
+        assert_eq!((first.key(), first.shown()), ("AB1", Some("ab-1")));
+        assert_eq!((first.email(), first.allowed), (Some("Ann@example.com"), 5));
+        assert_eq!(first.metadata(), Some(r#"{"a":1,"shop":"x"}"#));
         let second = rows[1].as_ref().unwrap();
         assert_eq!(
-            (second.email.as_ref(), second.expires_at, second.allowed),
+            (second.email(), second.expires_at, second.allowed),
             (None, None, 2)
         );
-        assert_eq!(second.metadata, None);
-        assert_eq!(&*rows[2].as_ref().unwrap().key, "C3");
+        assert_eq!(second.metadata(), None);
+        assert_eq!(rows[2].as_ref().unwrap().key(), "C3");
         let last = rows[3].as_ref().unwrap();
-        assert_eq!(
-            (last.email.as_ref(), last.expires_at, last.allowed),
-            (None, None, 2)
-        );
-        assert_eq!(last.metadata, None);
+        assert_eq!((last.email(), last.expires_at, last.allowed), (None, None, 2));
+        assert_eq!(last.metadata(), None);
     }
 
     #[test]

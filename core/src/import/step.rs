@@ -12,16 +12,18 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    Mode, Settings, ahead,
+    Mode, Settings,
+    abreast::Ahead,
+    ahead,
     chunk::{self, Chunk, End},
     dialect::Layout,
-    plan::{DUPLICATE_IN_BOOK, DUPLICATE_IN_FILE, Known, Lookup, Plan, Scope},
+    plan::{DUPLICATE_IN_BOOK, DUPLICATE_IN_FILE, Known, Lookup, Scope},
     records::Place,
     row::{self, Fault, Row, Rules},
     write,
 };
 use crate::{
-    coupon::{add::Origin, draw::DrawState, slot},
+    coupon::{abreast::Abreast, add::Origin, draw::DrawState, slot},
     error::{Code, Error, Refusal, Result},
     job::{
         State,
@@ -30,9 +32,12 @@ use crate::{
     },
 };
 
-/// Records of a step: a third of a second in which the book's draw is held. They lie all over the book, so the more of
+/// Records of a step: a third of a second in which the book's draw is held, unless steps go abreast. They lie all over the book, so the more of
 /// them are sorted at once, the more neighbours are written one after another.
 pub const STEP_RECORDS: usize = 40_000;
+
+/// Records of a pass's first step, which takes the book's slot and goes alone.
+pub const FIRST_STEP_RECORDS: usize = 4_000;
 
 /// What the tables `imports` and `pool_imports` keep in `settings`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,12 +48,19 @@ pub(crate) struct Kept {
     pub(crate) layout: Layout,
 }
 
-/// Runs the next step of an import.
+/// Runs the next step of an import, or some, where `abreast` may and nothing speaks against it.
 ///
 /// # Errors
 /// When the database fails; refusals end the job.
-pub async fn step(connection: &mut PgConnection, job_id: Uuid) -> Result<Outcome> {
-    let Some(mut import) = Import::read(connection, job_id).await? else {
+pub async fn step(connection: &mut PgConnection, job_id: Uuid, abreast: Option<&Abreast>) -> Result<Outcome> {
+    if let Some(abreast) = abreast
+        && let Some(steps) = Ahead::of(connection, job_id).await?
+        && abreast.run(connection, job_id, steps).await?
+        && let Some(import) = Import::peek(connection, job_id).await?
+    {
+        return Ok(Outcome::NextStep(import.progress()));
+    }
+    let Some(mut import) = Import::lock(connection, job_id).await? else {
         return Ok(Finished::undecodable());
     };
     if ledger::is_cancelled(connection, job_id).await? {
@@ -104,32 +116,49 @@ struct Counts {
 
 /// An import as it stands.
 #[derive(Clone)]
-struct Import {
-    origin: Origin,
-    upload_id: Uuid,
-    place: Place,
+pub(super) struct Import {
+    pub(super) origin: Origin,
+    pub(super) upload_id: Uuid,
+    pub(super) place: Place,
     counts: Counts,
     validated: i64,
-    validating: bool,
+    pub(super) validating: bool,
     mode: Mode,
-    layout: Layout,
-    written_at: Vec<DateTime<Utc>>,
+    pub(super) layout: Layout,
+    pub(super) written_at: Vec<DateTime<Utc>>,
     text_bytes: i64,
     lines: i64,
 }
 
-impl Import {
-    async fn read(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Self>> {
-        let row: Option<ImportRow> = sqlx::query_as(
+/// An import as it stands, $1 its job.
+macro_rules! select_import {
+    ($lock:literal) => {
+        concat!(
             "SELECT i.book_id, i.upload_id, i.cursor, i.line, i.rows, i.accepted, i.duplicate_in_file,
                     i.duplicate_in_book, i.invalid, i.validated, i.pass, i.settings, i.written_at, u.bytes, u.lines,
                     j.created_by, j.created_by_kind, j.request_id
              FROM imports i JOIN jobs j ON j.id = i.job_id JOIN uploads u ON u.id = i.upload_id
              WHERE i.job_id = $1",
+            $lock
         )
-        .bind(job_id)
-        .fetch_optional(connection)
-        .await?;
+    };
+}
+
+impl Import {
+    pub(super) async fn peek(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Self>> {
+        Self::read(connection, job_id, select_import!("")).await
+    }
+
+    /// No other step of it can end meanwhile, also of a worker that has lost its claim.
+    pub(super) async fn lock(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Self>> {
+        Self::read(connection, job_id, select_import!(" FOR UPDATE OF i")).await
+    }
+
+    async fn read(connection: &mut PgConnection, job_id: Uuid, sql: &'static str) -> Result<Option<Self>> {
+        let row: Option<ImportRow> = sqlx::query_as(sql)
+            .bind(job_id)
+            .fetch_optional(connection)
+            .await?;
         Ok(row.map(|row| Self {
             origin: Origin {
                 job_id,
@@ -164,8 +193,7 @@ impl Import {
     /// if one is not, the book's primary key says so and the chunk is done again the careful way. Only where the
     /// server's log is terse: otherwise it would tell the code.
     async fn advance(&mut self, connection: &mut PgConnection) -> Result<Outcome> {
-        let met = self.counts.duplicate_in_file + self.counts.duplicate_in_book > 0;
-        if self.validating || met || !slot::log_is_terse(connection).await? {
+        if self.validating || self.has_met_duplicates() || !slot::log_is_terse(connection).await? {
             return self.advance_by(connection, Lookup::Each).await;
         }
         let before = self.clone();
@@ -180,6 +208,10 @@ impl Import {
             }
             done => done,
         }
+    }
+
+    pub(super) fn has_met_duplicates(&self) -> bool {
+        self.counts.duplicate_in_file + self.counts.duplicate_in_book > 0
     }
 
     async fn advance_by(&mut self, connection: &mut PgConnection, lookup: Lookup) -> Result<Outcome> {
@@ -207,13 +239,12 @@ impl Import {
         }
         let mut plan = known.decide(std::mem::take(&mut chunk.rows));
         chunk.faults.append(&mut plan.faults);
-        self.count(&chunk, &plan);
+        self.count(&chunk, plan.made.len());
         if let Some(End::Stopped(line)) = chunk.end {
             // The job may have been tried before: it has come to the same line.
             write::forget_error(connection, self.origin.job_id, line).await?;
         }
-        let lines = chunk.error_lines(&self.layout, |fault| self.column_at_fault(fault));
-        write::errors(connection, self.origin.job_id, lines).await?;
+        self.write_errors(connection, &chunk).await?;
         chunk.forget_records(); // before those of the next step are read
         self.parse_ahead(connection, &chunk, rules.rows).await?;
         if self.validating {
@@ -230,12 +261,21 @@ impl Import {
         Ok(outcome)
     }
 
-    fn source(&self) -> chunk::Source {
+    pub(super) async fn write_errors(&self, connection: &mut PgConnection, chunk: &Chunk<Row>) -> Result<()> {
+        let lines = chunk.error_lines(&self.layout, |fault| self.column_at_fault(fault));
+        write::errors(connection, self.origin.job_id, lines).await
+    }
+
+    /// What a step reads that begins at `place`.
+    pub(super) fn source(&self, place: Place) -> chunk::Source {
         chunk::Source {
             upload_id: self.upload_id,
             text_bytes: self.text_bytes,
             delimiter: self.layout.delimiter_byte(),
-            step_records: STEP_RECORDS,
+            step_records: match place == self.layout.start() {
+                true => FIRST_STEP_RECORDS,
+                false => STEP_RECORDS,
+            },
         }
     }
 
@@ -244,13 +284,13 @@ impl Import {
         if let Some(chunk) = ahead::take(self.upload_id, self.place, rules).await {
             return Ok(chunk);
         }
-        chunk::read(connection, &self.source(), self.place, |record| {
+        chunk::read(connection, &self.source(self.place), self.place, |record| {
             row::read(record, &self.layout, &rules)
         })
         .await
     }
 
-    /// Has the records of the next step read, which will be about as long as this one.
+    /// Has the records of the next step read.
     async fn parse_ahead(
         &self,
         connection: &mut PgConnection,
@@ -260,20 +300,20 @@ impl Import {
         if chunk.end.is_some() {
             return Ok(());
         }
-        let length = chunk.place.offset - self.place.offset;
-        let length = length + length / 16;
-        ahead::begin(
-            connection,
-            self.source(),
-            chunk.place,
-            length,
-            &self.layout,
-            rules,
-        )
-        .await
+        let (place, length) = (chunk.place, self.step_bytes(chunk.place));
+        let source = self.source(place);
+        ahead::begin(connection, source, place, length, &self.layout, rules).await
     }
 
-    fn count(&mut self, chunk: &Chunk<Row>, plan: &Plan) {
+    /// Bytes of the text of a step that begins at `place`, by what was dealt with before it, and a little more.
+    pub(super) fn step_bytes(&self, place: Place) -> i64 {
+        let done = place.offset - self.layout.start().offset;
+        let records = i64::try_from(STEP_RECORDS).unwrap_or(i64::MAX);
+        let length = done / self.counts.rows.max(1) * records;
+        (length + length / 16).min(chunk::STEP_BYTES)
+    }
+
+    pub(super) fn count(&mut self, chunk: &Chunk<Row>, made: usize) {
         let of = |reason| {
             chunk
                 .faults
@@ -283,8 +323,8 @@ impl Import {
         };
         let (in_file, in_book) = (of(DUPLICATE_IN_FILE), of(DUPLICATE_IN_BOOK));
         let add = |to: &mut i64, count: usize| *to += i64::try_from(count).unwrap_or(0);
-        add(&mut self.counts.rows, chunk.lines.len());
-        add(&mut self.counts.accepted, plan.made.len());
+        add(&mut self.counts.rows, chunk.records);
+        add(&mut self.counts.accepted, made);
         add(&mut self.counts.duplicate_in_file, in_file);
         add(&mut self.counts.duplicate_in_book, in_book);
         add(&mut self.counts.invalid, chunk.faults.len() - in_file - in_book);
@@ -334,7 +374,7 @@ impl Import {
         }
     }
 
-    async fn save(&self, connection: &mut PgConnection) -> Result<()> {
+    pub(super) async fn save(&self, connection: &mut PgConnection) -> Result<()> {
         sqlx::query(
             "UPDATE imports SET cursor = $2, line = $3, rows = $4, accepted = $5, duplicate_in_file = $6,
                  duplicate_in_book = $7, invalid = $8, validated = $9, pass = $10, written_at = $11
@@ -386,7 +426,7 @@ impl Import {
 
     /// How far the import is. The total is the number of lines, which is right for most files and put right at the end;
     /// of two passes each is a half.
-    fn progress(&self) -> Step {
+    pub(super) fn progress(&self) -> Step {
         let rows = self.lines - (self.layout.line - 1);
         let done = if self.mode == Mode::AllOrNothing {
             (self.validated + self.counts.rows) / 2
@@ -428,13 +468,13 @@ async fn guard_seen(connection: &mut PgConnection, job_id: Uuid, first: bool) ->
 
 /// What of the book's configuration decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct BookRules {
-    rows: Rules,
-    max_assignments_per_user: Option<i32>,
+pub(super) struct BookRules {
+    pub(super) rows: Rules,
+    pub(super) max_assignments_per_user: Option<i32>,
 }
 
 impl BookRules {
-    async fn read(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
+    pub(super) async fn read(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
         let row: Option<(bool, i32, String, Option<i32>)> = sqlx::query_as(
             "SELECT exact_codes, redemptions_per_coupon, time_zone, max_assignments_per_user FROM books WHERE id = $1",
         )

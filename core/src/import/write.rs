@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::plan::{Made, Plan};
+use super::{chunk::Numbered, plan::Plan};
 use crate::{
     binary_copy::Rows,
     coupon::{
@@ -30,54 +30,80 @@ pub(super) async fn coupons(
     if plan.made.is_empty() {
         return Ok(None);
     }
-    // Sorted, neighbours in the index are written one after another: twice as fast as in the order of the file.
-    plan.made.sort_unstable_by(|a, b| a.row.key.cmp(&b.row.key));
-    let (created_at, valid_until): (DateTime<Utc>, Option<DateTime<Utc>>) = sqlx::query_as(
-        "SELECT clock_timestamp(), now() + make_interval(days => valid_days_after_assignment) FROM books WHERE id = $1",
-    )
-    .bind(origin.book_id)
-    .fetch_one(&mut *connection)
-    .await?;
     let first_arrival = draw.arrivals();
+    let moment = Moment::now(connection, origin.book_id).await?;
+    copy(connection, draw, moment, &mut plan).await?;
+    add::record(connection, origin, draw, first_arrival, moment.created_at).await?;
+    assignments(connection, origin, plan).await?;
+    Ok(Some(moment.created_at))
+}
+
+/// When the coupons of a chunk are made. One is asked for after another, so no two of a book are the same.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub(super) struct Moment {
+    pub(super) created_at: DateTime<Utc>,
+    /// Until when those are valid that have a holder at once.
+    valid_until: Option<DateTime<Utc>>,
+}
+
+impl Moment {
+    pub(super) async fn now(connection: &mut PgConnection, book_id: Uuid) -> Result<Self> {
+        Ok(sqlx::query_as(
+            "SELECT clock_timestamp() AS created_at,
+                    now() + make_interval(days => valid_days_after_assignment) AS valid_until
+             FROM books WHERE id = $1",
+        )
+        .bind(book_id)
+        .fetch_one(connection)
+        .await?)
+    }
+}
+
+/// Copies the coupons of a plan in.
+pub(super) async fn copy(
+    connection: &mut PgConnection,
+    draw: &mut DrawState,
+    moment: Moment,
+    plan: &mut Plan,
+) -> Result<()> {
+    // Sorted, neighbours in the index are written one after another: twice as fast as in the order of the file.
+    plan.made.sort_unstable_by(|a, b| a.row.key().cmp(b.row.key()));
     let common = add::Common {
-        book_id: origin.book_id,
-        created_at,
-        valid_until,
+        book_id: draw.book_id(),
+        created_at: moment.created_at,
+        valid_until: moment.valid_until,
         extras: add::Extras {
             expires_at: plan.made.iter().any(|made| made.row.expires_at.is_some()),
-            metadata: plan.made.iter().any(|made| made.row.metadata.is_some()),
+            metadata: plan.made.iter().any(|made| made.row.metadata().is_some()),
             holder: !plan.shares.is_empty(),
         },
     };
     let mut chunk = add::Chunk::begin(connection, draw, common).await?;
-    for Made { row, holder } in &plan.made {
+    for Numbered { row, .. } in &plan.made {
         let new = add::New {
-            key: &row.key,
-            shown: row.shown.as_deref(),
+            key: row.key(),
+            shown: row.shown(),
             allowed: row.allowed,
             expires_at: row.expires_at,
-            metadata: row.metadata.as_deref(),
-            holder: *holder,
+            metadata: row.metadata(),
+            holder: row.holder(),
         };
         chunk.add(&new).await?;
     }
-    chunk.finish().await?;
-    add::record(connection, origin, draw, first_arrival, created_at).await?;
-    assignments(connection, origin, plan).await?;
-    Ok(Some(created_at))
+    chunk.finish().await
 }
 
 /// Counts the coupons that have a holder from the start, and records each.
-async fn assignments(connection: &mut PgConnection, origin: &Origin, plan: Plan) -> Result<()> {
+async fn assignments(connection: &mut PgConnection, origin: &Origin, mut plan: Plan) -> Result<()> {
     if plan.shares.is_empty() {
         return Ok(());
     }
-    let (users, added): (Vec<Uuid>, Vec<i32>) = plan.shares.into_iter().unzip();
+    let (users, added): (Vec<Uuid>, Vec<i32>) = std::mem::take(&mut plan.shares).into_iter().unzip();
     let held = plan
         .made
-        .into_iter()
-        .filter_map(|made| Some((made.row.key, made.holder?)));
-    let (keys, holders): (Vec<Box<str>>, Vec<Uuid>) = held.unzip();
+        .iter()
+        .filter_map(|made| Some((made.row.key(), made.row.holder()?)));
+    let (keys, holders): (Vec<&str>, Vec<Uuid>) = held.unzip();
     sqlx::query(
         "WITH counted AS (
              INSERT INTO user_allowances AS a (book_id, user_id, assigned_count)
@@ -107,7 +133,7 @@ pub(super) async fn seen(connection: &mut PgConnection, job_id: Uuid, plan: &Pla
     let mut keys: Vec<String> = plan
         .made
         .iter()
-        .map(|made| format!("c{}", made.row.key))
+        .map(|made| format!("c{}", made.row.key()))
         .collect();
     keys.sort_unstable();
     let mut counts = vec![1; keys.len()];

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Job, Progress, State, enqueue, payload::Payload};
+use super::{Job, Progress, State, claim::Step, enqueue, payload::Payload};
 use crate::{
     caller::{Caller, Scope},
     db::Db,
@@ -304,6 +304,30 @@ pub async fn is_cancelled(connection: &mut PgConnection, job_id: Uuid) -> Result
             .await?
             .unwrap_or(false),
     )
+}
+
+/// Writes how far a job is that goes on.
+///
+/// # Errors
+/// When the database fails.
+pub(crate) async fn progress(
+    connection: &mut PgConnection,
+    job_id: Uuid,
+    step: Step,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE jobs SET state = CASE WHEN state = 'queued' THEN 'running' ELSE state END,
+             started_at = coalesce(started_at, now()),
+             progress_done = $2, progress_total = coalesce($3, progress_total), counts = $4
+         WHERE id = $1 AND finished_at IS NULL",
+    )
+    .bind(job_id)
+    .bind(step.done)
+    .bind(step.total)
+    .bind(sqlx::types::Json(step.counts))
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// The failures that trying again can mend: trouble of the service, not a refusal of the domain.

@@ -153,7 +153,7 @@ impl Row {
             }
         }
         let (added, _) = members::insert(connection, self.pool_id, &users).await?;
-        self.count(chunk.lines.len(), users.len(), invalid, added);
+        self.count(chunk.records, users.len(), invalid, added);
         if let Some(End::Stopped(line)) = chunk.end {
             // The job may have been tried before: it has come to the same line.
             write::forget_error(connection, job_id, line).await?;

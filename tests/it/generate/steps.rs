@@ -19,7 +19,7 @@ async fn one_step(service: &Service, crash: bool) {
     let job = claim::claim(&mut tx, Queue::Bulk, Lane::Fresh, 1, &mut Place::default())
         .await
         .unwrap();
-    let outcome = step::step(&mut tx, job[0].id).await.unwrap();
+    let outcome = step::step(&mut tx, job[0].id, None).await.unwrap();
     claim::settle(&mut tx, vec![(job[0].id, outcome)]).await.unwrap();
     if crash {
         tx.rollback().await.unwrap();
@@ -32,7 +32,7 @@ async fn one_step(service: &Service, crash: bool) {
 async fn a_step_that_is_rolled_back_and_a_job_that_is_tried_again_make_the_same_codes() {
     let mut service = Service::without_workers().await;
     let admin = service.admin().await;
-    let count = step::STEP_CODES + 5_000;
+    let count = step::FIRST_STEP_CODES + 5_000;
     let body = json!({ "count": count, "pattern": "R-********" });
     let first = admin.book(json!({})).await;
     admin.post(&generate_path(first), body.clone()).await.expect(202);
@@ -95,10 +95,13 @@ async fn a_cancelled_job_keeps_what_it_made_and_frees_the_rest() {
     let job = admin.job_end(id(&running)).await;
     assert_eq!(
         (&job["state"], &job["result"]),
-        (&json!("cancelled"), &json!({ "generated": step::STEP_CODES })),
+        (
+            &json!("cancelled"),
+            &json!({ "generated": step::FIRST_STEP_CODES })
+        ),
         "{job}"
     );
-    let body = json!({ "count": 100_000 - step::STEP_CODES, "pattern": "c######" });
+    let body = json!({ "count": 100_000 - step::FIRST_STEP_CODES, "pattern": "c######" });
     let rest = generate(&admin, book_id, body).await;
     assert_eq!(
         (&rest["state"], &rest["counts"]["skipped"]),

@@ -192,7 +192,7 @@ async fn a_quote_that_never_closes_ends_the_import_there() -> Result<()> {
     );
     // Tried again, it comes to the same line.
     let mut tx = db.begin().await?;
-    let again = step::step(&mut tx, job.id).await?;
+    let again = step::step(&mut tx, job.id, None).await?;
     assert!(matches!(again, Outcome::Finished(finished) if finished.state == State::Failed));
     db::commit(tx).await?;
     assert_eq!(scene.reasons(job.id).await?, [(3, "unclosed_quote".to_owned())]);

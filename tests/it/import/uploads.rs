@@ -142,7 +142,7 @@ async fn the_text_goes_after_its_time_and_a_retry_says_so() -> Result<()> {
         .execute(db.pool())
         .await?;
     let mut tx = db.begin().await?;
-    match step::step(&mut tx, job.id).await? {
+    match step::step(&mut tx, job.id, None).await? {
         Outcome::Finished(finished) => assert_eq!(finished.refusal.map(|r| r.code), Some(Code::Expired)),
         other => anyhow::bail!("{other:?}"),
     }

@@ -183,9 +183,10 @@ async fn a_cancelled_import_stops_at_the_end_of_its_step_and_keeps_what_is_commi
         .fetch_one(bench.pool())
         .await
         .unwrap();
+    let step = coupon_core::import::step::FIRST_STEP_RECORDS as i64;
     assert_eq!(
         (made, job["progress"]["done"].as_i64()),
-        (40_000, Some(40_000)), // one step of the 50,000
+        (step, Some(step)), // of the 50,000
         "{job}"
     );
     // The book is free again.

@@ -7,7 +7,7 @@ mod sweeps;
 
 use coupon_core::{
     Error,
-    coupon::batch,
+    coupon::{abreast::Abreast, batch},
     distribution, export, generate, import,
     job::{
         claim::{Claimed, Finished, Outcome},
@@ -29,10 +29,13 @@ pub(crate) async fn run(
     connection: &mut PgConnection,
     rows: Vec<Claimed>,
     keep: &Retention,
+    abreast: &Abreast,
 ) -> Result<Vec<(Uuid, Outcome)>, Error> {
     let mut outcomes = Vec::with_capacity(rows.len());
     let mut assigns: Vec<(Uuid, AssignCoupons)> = Vec::new();
     for row in rows {
+        // A row that was in trouble goes step by step: one that goes well clears what was charged.
+        let abreast = (row.attempts == 0).then_some(abreast);
         let step = match row.payload {
             None => Ok(Finished::undecodable()),
             Some(Payload::AssignCoupons(request)) => {
@@ -40,12 +43,12 @@ pub(crate) async fn run(
                 continue;
             }
             Some(Payload::AssignBatch) => batch::step(connection, row.id).await,
-            Some(Payload::ImportCodes) => import::step::step(connection, row.id).await,
+            Some(Payload::ImportCodes) => import::step::step(connection, row.id, abreast).await,
             Some(Payload::ImportMembers) => pool::import::step(connection, row.id).await,
             Some(Payload::Distribute(of)) => distribution::step::step(connection, row.id, &of).await,
             Some(Payload::UndoDistribution(of)) => distribution::undo::step(connection, row.id, &of).await,
             Some(Payload::ExportBook) => export::step::step(connection, row.id).await,
-            Some(Payload::GenerateCodes) => generate::step::step(connection, row.id).await,
+            Some(Payload::GenerateCodes) => generate::step::step(connection, row.id, abreast).await,
             Some(Payload::SweepLocks) => sweeps::locks(connection).await,
             Some(Payload::SweepLeftovers) => sweeps::leftovers(connection, keep).await,
             Some(Payload::RollUp) => sweeps::roll_up(connection).await,

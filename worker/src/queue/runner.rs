@@ -14,6 +14,7 @@ use std::{
 
 use coupon_core::{
     Error,
+    coupon::abreast::Abreast,
     db::{self, Db, Tx},
     job::{
         claim::{self, Claimed, Ending, Finished, MAX_ATTEMPTS, Outcome},
@@ -41,6 +42,7 @@ pub(crate) struct Runner {
     marks: Db,
     signals: Signals,
     keep: Retention,
+    abreast: Abreast,
     step_patience: Duration,
     failures: Failures,
 }
@@ -59,12 +61,19 @@ enum Ended {
 }
 
 impl Runner {
-    /// `marks` commit apart from the batches.
-    pub(crate) fn new(marks: Db, signals: Signals, keep: Retention, step_patience: Duration) -> Self {
+    /// `marks` commit apart from the batches, and so do steps that go abreast.
+    pub(crate) fn new(
+        marks: Db,
+        abreast: Abreast,
+        signals: Signals,
+        keep: Retention,
+        step_patience: Duration,
+    ) -> Self {
         Self {
             marks,
             signals,
             keep,
+            abreast,
             step_patience,
             failures: Failures::default(),
         }
@@ -146,7 +155,7 @@ impl Runner {
         let jobs: Vec<(Uuid, i32)> = sound.iter().map(|row| (row.id, row.attempts)).collect();
         // The outcomes belong to the run: one that cannot be written is its job's trouble, not the batch's.
         let run = async {
-            let outcomes = jobs::run(&mut tx, sound, &self.keep).await?;
+            let outcomes = jobs::run(&mut tx, sound, &self.keep, &self.abreast).await?;
             let next_step = outcomes
                 .iter()
                 .any(|(_, outcome)| matches!(outcome, Outcome::NextStep(_)));

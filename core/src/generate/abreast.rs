@@ -71,7 +71,10 @@ impl Steps for Ahead {
         }
         let begins_wave = self.generation.wave_is_done();
         if begins_wave {
-            self.generation.wave = self.generation.next_wave(0);
+            let Some(wave) = self.generation.next_wave(0, &self.pattern) else {
+                return Ok(None);
+            };
+            self.generation.wave = wave;
             self.generation.wave_done = 0;
         }
         let permutation = self.generation.key.permutation(&self.pattern);

@@ -249,13 +249,16 @@ impl Generation {
         }
     }
 
-    /// The wave behind this one, which begins when so many more codes are made, unless some are skipped.
-    pub(super) fn next_wave(&self, length: i64) -> WaveId {
-        WaveId {
+    /// The wave behind this one, which begins when so many more codes are made, unless some are skipped; none when every
+    /// number of the pattern is reserved.
+    pub(super) fn next_wave(&self, length: i64, pattern: &Pattern) -> Option<WaveId> {
+        let end = self.wave.end + wave_length(self.made + length, self.count);
+        let wave = WaveId {
             start: self.wave.end,
-            end: self.wave.end + wave_length(self.made + length, self.count),
+            end: end.min(i64::try_from(pattern.space()).unwrap_or(i64::MAX)),
             ..self.wave
-        }
+        };
+        (wave.start < wave.end).then_some(wave)
     }
 
     /// While the database stores `length` codes, the last of their wave, the next wave is made: the one that will be
@@ -264,7 +267,9 @@ impl Generation {
         if self.wave_done + length < self.wave.end - self.wave.start || self.made + length >= self.count {
             return;
         }
-        wave::begin(self.next_wave(length), self.key.permutation(pattern));
+        if let Some(wave) = self.next_wave(length, pattern) {
+            wave::begin(wave, self.key.permutation(pattern));
+        }
     }
 
     /// Reserves the numbers of the next wave. The rest of a cancelled one is never used: a pattern spells at least ten

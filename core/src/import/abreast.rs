@@ -129,7 +129,11 @@ impl Steps for Ahead {
         let mut plan = known.decide(std::mem::take(&mut chunk.rows));
         chunk.faults.append(&mut plan.faults);
         let (before, made) = (self.import.clone(), plan.made.len());
+        let moment = Moment::now(connection, before.origin.book_id).await?;
         self.import.count(&chunk, made);
+        if made > 0 {
+            self.import.written_at.push(moment.created_at);
+        }
         self.import.place = chunk.place;
         chunk.keep_faulty();
         let step = Step {
@@ -139,7 +143,7 @@ impl Steps for Ahead {
             chunk,
             plan,
             made,
-            moment: Moment::now(connection, self.import.origin.book_id).await?,
+            moment,
             written: None,
         };
         self.draw = self.draw.after(i64::try_from(made).unwrap_or(i64::MAX));

@@ -42,7 +42,7 @@ async fn codes(service: &Service, book_id: Uuid) -> Vec<String> {
 }
 
 /// Everything that follows from key and seed: what a book's coupons are, and their places in the draw.
-async fn rows(service: &Service, book_id: Uuid) -> Vec<(String, Option<String>, i64)> {
+pub(crate) async fn rows(service: &Service, book_id: Uuid) -> Vec<(String, Option<String>, i64)> {
     sqlx::query_as("SELECT code_key, code, draw_key FROM coupons WHERE book_id = $1 ORDER BY code_key")
         .bind(book_id)
         .fetch_all(service.db.pool())
@@ -51,7 +51,7 @@ async fn rows(service: &Service, book_id: Uuid) -> Vec<(String, Option<String>, 
 }
 
 /// A book with the key and the seed of another, so that the same jobs make the same rows.
-async fn twin(service: &Service, admin: &Client, of: Uuid) -> Uuid {
+pub(crate) async fn twin(service: &Service, admin: &Client, of: Uuid) -> Uuid {
     let book_id = admin.book(json!({})).await;
     for sql in [
         "INSERT INTO code_keys (book_id, key) SELECT $1, key FROM code_keys WHERE book_id = $2",
